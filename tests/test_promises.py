@@ -24,7 +24,7 @@ from dtsf.training.as_needed import answers_as_needed, plan_cameras, view_order
 from dtsf.training.checkpoint import load_checkpoint
 from dtsf.training.data import Groups, group_clips
 from dtsf.training.held_out import HeldOut, ask_held_out
-from dtsf.training.promises import at_shares, person_limit, split_limit, surest_curve
+from dtsf.training.promises import at_shares, limit_of_new, surest_curve
 from dtsf.training.splits import Fold
 
 
@@ -32,17 +32,23 @@ def draw_scores(rng, *shape):
     return rng.normal(size=shape)
 
 
+def limit_of_each(scores, level):
+    """The limit if each score is a unit of its own."""
+    return limit_of_new(scores, np.arange(len(scores)), level)
+
+
 @pytest.mark.parametrize("level", [0.8, 0.9])
-def test_split_limit__holds_a_new_score_as_often_as_promised(level):
+def test_limit_of_new__holds_a_new_score_as_often_as_promised(level):
     scores = draw_scores(np.random.default_rng(0), 4000, 20)
-    limits = np.array([split_limit(row[:-1], level) for row in scores])
+    limits = np.array([limit_of_each(row[:-1], level) for row in scores])
     rank = math.ceil(20 * level)
     assert np.mean(scores[:, -1] <= limits) == pytest.approx(rank / 20, abs=0.02)
-    assert split_limit(np.arange(8.0), 0.9) == math.inf
-    assert split_limit(np.arange(9.0), 0.9) == 8.0
+    assert limit_of_each(np.arange(8.0), 0.9) == math.inf
+    assert limit_of_each(np.arange(9.0), 0.9) == 8.0
+    assert limit_of_new(np.arange(8.0), np.arange(4).repeat(2), 0.81) == math.inf
 
 
-def test_person_limit__holds_scores_of_new_people_as_often_as_promised():
+def test_limit_of_new__holds_scores_of_new_people_as_often_as_promised():
     rng, level = np.random.default_rng(0), 0.8
     held, pooled = [], []
     for _ in range(1500):
@@ -51,20 +57,11 @@ def test_person_limit__holds_scores_of_new_people_as_often_as_promised():
         scores = rng.normal(size=11)[people] * 3 + rng.normal(size=len(people))
         order = rng.permutation(11)  # the new person is any of them
         new = people == order[0]
-        limit = person_limit(scores[~new], people[~new], level)
+        limit = limit_of_new(scores[~new], people[~new], level)
         held.append(np.mean(scores[new] <= limit))
-        pooled.append(np.mean(scores[new] <= split_limit(scores[~new], level)))
+        pooled.append(np.mean(scores[new] <= limit_of_each(scores[~new], level)))
     assert np.mean(held) >= level - 0.02
     assert np.mean(pooled) < np.mean(held)
-
-
-def test_person_limit__equals_the_plain_quantile_of_one_score_each():
-    rng = np.random.default_rng(1)
-    for n in (4, 9, 30):
-        scores = rng.normal(size=n)
-        for level in (0.5, 0.8, 0.9):
-            assert person_limit(scores, np.arange(n), level) == split_limit(scores, level)
-    assert person_limit(scores[:8], np.arange(4).repeat(2), 0.81) == math.inf
 
 
 class Given(ClassifierMixin, BaseEstimator):
@@ -164,6 +161,18 @@ def test_promise__where_pairs_of_cameras_vary_rests_on_all_pairs():
         row[rng.choice(5, 2, replace=False)] = True
     known = held_out(p, label, given=given, by="groups held out")
     assert known.promise([0, 3], 0.9).least == held_out(p, label, by="groups held out").promise([0], 0.9).least
+
+
+def test_promise__counts_a_performance_once_however_many_answers_it_has():
+    # Twelve performances of three cameras: one answer to all, and one to each camera.
+    p, label = drawn(np.random.default_rng(4), 48)
+    given, label = [*[[True] * 3] * 12, *[[k == view for k in range(3)] for view in range(3) for _ in range(12)]], label[:12]
+    known = held_out(p, label, given=given, group=np.arange(48) % 12, by="groups held out")
+    rule = known.promise([0, 1, 2], 0.9)
+    assert "performances like those of the held-out groups (12 performances; groups held out)" in rule.text
+    assert rule.least == held_out(p[:12], label, by="groups held out").promise([0], 0.9).least
+    # A camera that nobody knows: 36 answers, but of twelve performances, of which 92 % are the most that can be promised.
+    assert "every class is in it: 12 performances from as many cameras allow at most 92 %" in known.promise([5], 0.95).text
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 90.0, -1.0, float("nan")])

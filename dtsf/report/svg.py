@@ -156,7 +156,7 @@ def shares(rows: Mapping[str, Sequence[float]], parts: Sequence[str]) -> Markup:
 def levels(points: Sequence[tuple[int, float, tuple[float, float] | None]], x_name: str) -> Markup:
     """Draw accuracies and their intervals by a number, on an axis of doublings. A point is (number, accuracy, interval)."""
     low = min(value for _, accuracy, interval in points for value in (accuracy, *(interval or ())))
-    low, bottom, right = max(0.0, math.floor(low * 10) / 10), HEIGHT - BOTTOM, WIDTH - RIGHT - 10
+    low, bottom, right = min(0.9, max(0.0, math.floor(low * 10) / 10)), HEIGHT - BOTTOM, WIDTH - RIGHT - 10
     first, last = math.log2(points[0][0]), math.log2(max(points[-1][0], points[0][0] + 1))
 
     def place(number: int, value: float) -> tuple[float, float]:

@@ -35,15 +35,14 @@ from dtsf.training.promises import (
     Promise,
     at_shares,
     check_level,
-    person_limit,
-    split_limit,
+    limit_of_new,
     surest_curve,
 )
 from dtsf.training.splits import Fold, draw_groups, join_people
 
 FILE = "held_out.safetensors"  # in the folder of a run
 LEVELS = (0.8, 0.9)  # of the sets that an evaluation measures
-LEAST_ROWS = 20  # answers from the same cameras, on which a promise for these cameras alone rests
+LEAST = 20  # performances with answers from the same cameras, on which a promise for these cameras alone rests
 MOST_NUMBERS = 1 << 20  # probabilities that a run keeps
 ALL_SETS = 3  # most views with answers for every set of them
 TRUSTED = 0.95
@@ -95,32 +94,32 @@ class HeldOut:
         """
         if self.plan is not None and len(views) > 1:
             same = self._as_needed(frozenset(views))
-            return same if len(same.group_R) >= LEAST_ROWS else self._as_needed(None), ", cameras opened as needed"
+            return same if _size(same) >= LEAST else self._as_needed(None), ", cameras opened as needed"
         number_R, n_views = self.answers.given_RV.sum(1), self.answers.given_RV.shape[1]
         found = []
         if max(views) < n_views:
             same = self.answers.given(torch.tensor([view in views for view in range(n_views)]))
-            found = [(same, " from the same cameras" if len(same.group_R) < len(self.answers.groups) else "")]
+            found = [(same, " from the same cameras" if _size(same) < len(self.answers.groups) else "")]
         for n in (len(views), *range(len(views) - 1, 0, -1), *range(len(views) + 1, int(number_R.max()) + 1)):
             how = "as many cameras" if n == len(views) else counted(n, "camera")
             found.append((self.answers.rows(number_R == n), f" from {how}"))
-        enough = (pair for pair in found if len(pair[0].group_R) >= LEAST_ROWS)
-        return next(enough, max(found, key=lambda pair: len(pair[0].group_R)))
+        enough = (pair for pair in found if _size(pair[0]) >= LEAST)
+        return next(enough, max(found, key=lambda pair: _size(pair[0])))
 
     def promise(self, views: Sequence[int], level: float) -> Promise:
         """Return the rule for sets of answers from these views (from 0). For new people if there are enough people."""
         check_level(level)
         answers, how = self.rows(views)
         score_R = -answers.true_log_p_R.exp().numpy().astype(np.float64)
-        people_G, percent, n = self.people_G, f"{100 * level:g} %", len(score_R)
-        of = counted(len({answers.groups[g] for g in answers.group_R.tolist()}), "performance") + how
+        people_G, percent, n = self.people_G, f"{100 * level:g} %", _size(answers)
+        of = counted(n, "performance") + how
         person_R = people_G[answers.group_R.numpy()] if people_G is not None else None
         n_people = len(set(person_R)) if person_R is not None else 0
         if person_R is not None and n_people >= level * (n_people + 1) - ROUNDING:
             whose = f"new people like the {n_people} held-out ones ({of})"
             text = f"the true class is in it for {percent} of performances of {whose}"
-            return Promise(-person_limit(score_R, person_R, level), text, by_person=True, n_people=n_people)
-        limit = split_limit(score_R, level)
+            return Promise(-limit_of_new(score_R, person_R, level), text, by_person=True, n_people=n_people)
+        limit = limit_of_new(score_R, answers.group_R.numpy(), level)
         whose = f"held-out people ({n_people} people, {of})" if n_people else f"held-out groups ({of}; {self.by})"
         text = f"the true class is in it for {percent} of performances like those of the {whose}"
         if not math.isfinite(limit):
@@ -192,6 +191,11 @@ class HeldOut:
         both = (at_shares(curve) for curve in (self.curve(), surest_curve(probability_G, right_G)))
         rows = zip(SHARES, *both, strict=True)
         return tuple(SurestMetrics(share=share, held_out=held, evaluated=now) for share, held, now in rows)
+
+
+def _size(answers: Answers) -> int:
+    """Return the number of performances with an answer: several answers to one performance are no more performances."""
+    return len(answers.group_R.unique())
 
 
 def read_held_out(run: Path, state: RunState) -> HeldOut | None:

@@ -1,9 +1,9 @@
 """Sets of classes that hold the true one as often as promised, and the surest share of answers.
 
 A set holds every class whose probability is at least a limit. The limit is the split-conformal quantile of the true class's
-probability over held-out groups (Vovk et al. 2005; the score of Sadinle et al. 2019). For new *people*, each person counts
-once: hierarchical conformal prediction (Lee, Barber and Willett 2023), which N people allow up to a level of N / (N + 1).
-Letters: G groups, R answers, K classes.
+probability over held-out groups (Vovk et al. 2005; the score of Sadinle et al. 2019). A performance counts once, also with
+several answers, from one camera each. For new *people*, each person counts once: hierarchical conformal prediction (Lee, Barber
+and Willett 2023), which N people allow up to a level of N / (N + 1). Letters: R answers, U units, K classes.
 """
 
 from __future__ import annotations
@@ -46,19 +46,15 @@ def check_level(level: float) -> None:
         raise ConfigError(f"--set {level:g}: give a share above 0 and below 1, for example --set 0.9")
 
 
-def split_limit(score_G: np.ndarray, level: float) -> float:
-    """Return the smallest limit that a new score, exchangeable with these, does not exceed with probability ``level``; or inf."""
-    rank = math.ceil((len(score_G) + 1) * level - ROUNDING)
-    return float(np.sort(score_G)[rank - 1]) if rank <= len(score_G) else math.inf
-
-
-def person_limit(score_G: np.ndarray, person_G: np.ndarray, level: float) -> float:
-    """Return such a limit for a score of a new person, exchangeable with these: each of N people has the weight 1 / (N + 1)."""
-    people, number_G, count_P = np.unique(person_G, return_inverse=True, return_counts=True)
-    order_G = np.argsort(score_G, kind="stable")
-    total_G = np.cumsum(1.0 / ((len(people) + 1) * count_P[number_G[order_G]]))
-    rank = int(np.searchsorted(total_G, level - ROUNDING))
-    return float(score_G[order_G[rank]]) if rank < len(score_G) else math.inf
+def limit_of_new(score_R: np.ndarray, unit_R: np.ndarray, level: float) -> float:
+    """Return the smallest limit that a score of a new unit, exchangeable with these, does not exceed with probability ``level``; or
+    inf. ``unit_R``: performance or person of each score, of N the weight 1 / (N + 1) each, however many scores it has.
+    """
+    units, number_R, count_U = np.unique(unit_R, return_inverse=True, return_counts=True)
+    order_R = np.argsort(score_R, kind="stable")
+    total_R = np.cumsum(1.0 / ((len(units) + 1) * count_U[number_R[order_R]]))
+    rank = int(np.searchsorted(total_R, level - ROUNDING))
+    return float(score_R[order_R[rank]]) if rank < len(score_R) else math.inf
 
 
 def surest_curve(probability_R: Tensor, right_R: Tensor) -> list[tuple[float, float]]:
