@@ -50,6 +50,13 @@ def test_preprocess__lists_bad_clips_and_sets_the_exit_code(dtsf, make_video, cu
     text = dtsf.said(*words, "--max-bad", "50%", cwd=tmp_path)
     assert "v03_s01_e00.avi" in text
     assert "v01_s02_e00.avi" in text
+    assert "next: dtsf train --dataset nucla" in text
+    (tmp_path / "own.csv").write_text("path,label,group,view\ndata/multiview_action_videos/a01/v01_s02_e00.avi,wave,a,door\n")
+    words = ("preprocess", "manifest", "--root", "own.csv", "--workers", 1)
+    text = dtsf(*words, cwd=tmp_path).stderr
+    assert "1 of 1 clips cannot be used" in text
+    assert "next:" not in text
+    assert "manifest has no usable clip (1 unreadable): run" in dtsf.refusal("train", "--dataset", "manifest", cwd=tmp_path)
 
 
 def test_preprocess__ntu_is_found_in_data_or_in_the_folder_of_the_environment(dtsf, make_video, tmp_path):

@@ -8,7 +8,7 @@ from make_cache import clip
 
 from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
-from dtsf.training.protocols import Split, parse_protocol, split_clips
+from dtsf.training.protocols import Split, parse_protocol, split_clips, suggested_protocol
 from dtsf.training.recipe import TrainConfig
 from dtsf.training.splits import limit_training
 
@@ -228,3 +228,22 @@ def test_split_manifest__describes_what_test_and_training_share(clips, said):
     split = split_of(clips, "split", names=("a", "b"))
     assert re.match(rf"the manifest's test rows: {re.escape(said)}", split.task)
     assert split.left_out == ({"split spare": 1} if len(clips) == 3 else {})
+
+
+@pytest.mark.parametrize(("subjects", "side", "kind", "protocol"), [
+    (("1+2", "3+4"), None, "manifest", "cross-subject:1,2"),
+    (("1+2", "2+3"), None, "manifest", "all"),
+    (("5", "2+3"), None, "manifest", "cross-subject:5"),
+    (("1+2", "3"), None, "manifest", "cross-subject:3"),
+    (("anna b", "ben"), "train", "manifest", "cross-subject:anna b"),
+    (("anna", None), None, "manifest", "all"),
+    (("1", "2"), None, "nucla", None),
+])
+def test_suggested_protocol__is_one_that_the_clips_allow(subjects, side, kind, protocol):
+    clips = [row(f"g{k}", 1, subject, side) for k, subject in enumerate(subjects)]
+    assert suggested_protocol(clips, kind) == protocol
+    if protocol is not None:
+        assert split_of(clips, protocol).test
+        with pytest.raises(ConfigError, match=rf"for example --protocol '?{re.escape(protocol)}"):
+            split_of(clips, "split")
+    assert suggested_protocol([row("a", 1, "1", "train"), row("b", 1, "2", "test")], "manifest") is None

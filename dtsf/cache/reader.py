@@ -242,9 +242,8 @@ def open_dataset(cache: Location, name: str | None = None) -> CachedDataset:
         )
     data = open_cached(stores[0])
     if not data.clips:
-        raise CacheError(
-            f"{data.store} has no usable clip ({data.verdicts or 'no shard yet'}): run dtsf preprocess again"
-        )
+        statuses = ", ".join(f"{n} {status}" for status, n in data.verdicts.items()) or "no shard yet"
+        raise CacheError(f"{data.store} has no usable clip ({statuses}): run dtsf preprocess again")
     return data
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -47,6 +48,7 @@ def preprocess_command(
     from dtsf import api
 
     def announce(catalog: SourceCatalog) -> None:
+        read.append(catalog)
         by_views = ", ".join(f"{n} with {counted(views, 'view')}" for views, n in catalog.groups_by_views.items())
         console().print(
             f"{catalog.kind}: {counted(len(catalog.clips), 'clip')} in {counted(len(catalog.groups), 'group')} ({by_views})"
@@ -56,6 +58,7 @@ def preprocess_command(
             announced.add(note)
 
     announced: set[str] = set()
+    read: list[SourceCatalog] = []
     try:
         with progress("preprocess", "clips") as update:
 
@@ -67,13 +70,14 @@ def preprocess_command(
             )
     except BadClipsError as error:
         result = cast("PreprocessResult", error.result)
-        emit(result, (), _describe(result, cache, announced))
+        emit(result, (), _describe(result, read[0], cache, announced))
         raise
-    emit(result, (), _describe(result, cache, announced))
+    emit(result, (), _describe(result, read[0], cache, announced))
 
 
-def _describe(result: PreprocessResult, cache: Path, announced: Set[str]) -> Lines:
+def _describe(result: PreprocessResult, catalog: SourceCatalog, cache: Path, announced: Set[str]) -> Lines:
     from dtsf.cache.store import open_store
+    from dtsf.training.protocols import suggested_protocol
 
     changes = result.changes
     if result.bad:
@@ -107,7 +111,11 @@ def _describe(result: PreprocessResult, cache: Path, announced: Set[str]) -> Lin
     else:
         which = "all" if result.already_done == result.clips else f"{result.already_done} of"
         yield f"nothing to do: {which} {result.clips} clips were done before ({statuses})"
+    if len(result.bad) == result.clips:
+        return
     option = "" if cache == Path("cache") else f" --cache {open_store(cache)}"
+    protocol = suggested_protocol(catalog.clips, catalog.kind)
+    option += "" if protocol is None else f" --protocol {shlex.quote(protocol)}"
     yield f"next: dtsf train{option} --dataset {result.dataset}"
 
 

@@ -8,6 +8,7 @@ the task that the test measures.
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -67,6 +68,17 @@ def parse_protocol(text: str | None, kind: str) -> Protocol:
     if words and name not in ("cross-subject", "cross-view", "groups"):
         raise ConfigError(f"protocol {text!r}: {name} takes no argument")
     return Protocol(name=name, argument=words)
+
+
+def suggested_protocol(clips: Sequence[Clip], kind: str) -> str | None:
+    """Return a protocol that clips allow where they do not allow the usual one of their kind; None if they do. It tests a person,
+    or those of one clip, if another clip is of other people.
+    """
+    if DEFAULTS.get(kind) != "split" or {"train", "test"} <= {clip.split for clip in clips}:
+        return None
+    together = [frozenset(text.split("+")) for text in {clip.subject for clip in clips if clip.subject}]
+    apart = [sorted(some) for some in together if any(some.isdisjoint(other) for other in together)]
+    return f"cross-subject:{','.join(min(apart, key=lambda some: (len(some), some)))}" if apart else "all"
 
 
 def split_clips(
@@ -189,7 +201,8 @@ def _manifest_split(clips: Sequence[Clip], view_names: Sequence[str]) -> Rule:
     if not {"train", "test"} <= words:
         raise ConfigError(
             "protocol split: the column split of the manifest must contain train and test; it contains "
-            f"{', '.join(sorted(word for word in words if word)) or 'nothing'}. Or choose --protocol all"
+            f"{', '.join(sorted(word for word in words if word)) or 'nothing'}. Or choose another protocol, for example "
+            f"--protocol {shlex.quote(suggested_protocol(clips, 'manifest') or 'all')}"
         )
     train, test = ([clip for clip in clips if clip.split == side] for side in ("train", "test"))
     seen, tested = ({clip.view for clip in side} for side in (train, test))
