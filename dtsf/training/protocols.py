@@ -77,8 +77,8 @@ def suggested_protocol(clips: Sequence[Clip], kind: str) -> str | None:
     if DEFAULTS.get(kind) != "split" or {"train", "test"} <= {clip.split for clip in clips}:
         return None
     together = [frozenset(text.split("+")) for text in {clip.subject for clip in clips if clip.subject}]
-    apart = [sorted(some) for some in together if any(some.isdisjoint(other) for other in together)]
-    return f"cross-subject:{','.join(min(apart, key=lambda some: (len(some), some)))}" if apart else "all"
+    apart = [(len(some), sorted(some)) for some in together if any(some.isdisjoint(other) for other in together)]
+    return f"cross-subject:{','.join(min(apart)[1])}" if apart else "all"
 
 
 def split_clips(
