@@ -79,6 +79,7 @@ bench: setup  ## Run the benchmarks, in the order of docs/results/speed.md
 	$(BIN)/python benchmarks/scheduler.py --shards 256 --clips 8 --seconds 0.35 --events 3 --workers 64
 	$(BIN)/python benchmarks/scheduler.py --shards 10000 --clips 8 --workers 8
 	$(BIN)/python benchmarks/scheduler.py --plan 100000
+	$(BIN)/python benchmarks/report.py --clips 1000
 	$(BIN)/python benchmarks/flops.py
 	$(BIN)/python benchmarks/synthetic_check.py
 
