@@ -16,9 +16,10 @@ from sklearn.metrics import log_loss
 
 import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
-from dtsf.experiments.crossval_files import advice
+from dtsf.experiments.crossval_files import advice, read_others, write_crossval
 from dtsf.experiments.folds import plan_folds
 from dtsf.experiments.grid import identity
+from dtsf.experiments.settings import CrossvalSettings
 from dtsf.training.answers import read_answers
 
 TINY = [*SMALL_NETWORK, "train.epochs=1", "train.calibrate=0", "train.batch_size=12"]
@@ -114,7 +115,9 @@ def test_crossval__compares_with_another_recipe_in_pairs(cache, whole, slower, t
     shown = dtsf.said("crossval", *words, "--compare", whole[1], cwd=tmp_path)
     for text in ("95 % interval", f"minus {whole[1]}", "better with probability", "camera alone", "the intervals rest on 5 people"):
         assert text in shown
-    assert f"the result of dtsf crossval: its page is {out / 'report.html'}" in dtsf.refusal("report", out, cwd=tmp_path)
+    for command in (("report", out), ("evaluate", out), ("predict", "x.mp4", "--run", out)):
+        no_run = f"no run but the result of several: they are in {out / 'trainings'}, and its page is {out / 'report.html'}"
+        assert no_run in dtsf.refusal(*command, cwd=tmp_path)
     with pytest.raises(ConfigError, match=rf"--out {whole[1]} has the result of other settings .*: choose another, and --compare"):
         package.crossval(cache, **COMMON | {"overrides": SLOWER, "out": whole[1]})
     new = COMMON | {"compare": [whole[1]], "out": tmp_path / "new"}
@@ -176,6 +179,14 @@ def test_crossval__draws_curves_of_people_takes_and_cameras(cache, whole, tmp_pa
     assert "From 2 to 4 people: top-1" in page
 
 
+def test_write_crossval__of_a_test_with_a_long_name(whole, tmp_path):
+    name = "漢" * 80 + "@cross-subject:1"
+    result, answers = whole[0], read_answers(whole[1] / "answers/drawn-seed0.safetensors")
+    write_crossval(result.model_copy(update={"tests": {name: result.tests["drawn"]}}), {name: {0: answers}}, tmp_path)
+    settings = CrossvalSettings(compare=(tmp_path,), out=tmp_path / "out")
+    assert read_others(settings, result.key, "")[str(tmp_path)][name][0].groups == answers.groups
+
+
 def test_plan_folds__names_the_parts(cache):
     data = package.open_cache(cache, "drawn")
     assert plan_folds(data, "groups")[0] == "5 parts of the performances"
@@ -196,6 +207,8 @@ def test_crossval__divides_by_people_views_or_groups(cache, tmp_path, folds, by,
     assert (result.by, [fold.test_groups for fold in result.folds]) == (by, tests)
     assert result.tests["drawn"].groups == sum(tests)
     assert result.tests["drawn"].unit == "people"
+    lead = "trained with the other cameras alone" if folds == "views" else "trained without it"
+    assert lead in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

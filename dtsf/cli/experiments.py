@@ -101,7 +101,7 @@ def crossval_command(cache: CACHE = Path("cache"), *, settings: CrossvalSettings
 
 def _describe_crossval(result: Crossval) -> Lines:
     from dtsf.experiments.crossval_files import advice
-    from dtsf.experiments.results import difference_text, interval_text
+    from dtsf.experiments.results import amount, difference_text, interval_text
     from dtsf.training.scores import FEW_PEOPLE, METRICS
 
     def cells(numbers: Mapping[str, float | None]) -> list[str]:
@@ -129,7 +129,9 @@ def _describe_crossval(result: Crossval) -> Lines:
     for point in result.curve:
         own = point.scores
         interval = interval_text(own.intervals["top1"])
-        yield f"trained on {point.number} {point.kind}: top-1 {own.top1:.3f}" + (f" ({interval})" if interval else "")
+        yield f"trained on {amount(point.number, point.kind)}: top-1 {own.top1:.3f}" + (
+            f" ({interval})" if interval else ""
+        )
     yield from advice(result.curve)
     for own in list(result.tests.values())[:1]:
         yield styled((own.doubt, "yellow" if own.people < FEW_PEOPLE else ""))

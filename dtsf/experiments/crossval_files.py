@@ -12,7 +12,7 @@ from pathlib import Path
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.experiments.grid import hash_of
 from dtsf.experiments.job import LIMIT, write_json
-from dtsf.experiments.results import Crossval, CurvePoint, difference_text, interval_text
+from dtsf.experiments.results import Crossval, CurvePoint, amount, difference_text, interval_text
 from dtsf.experiments.settings import CrossvalSettings
 from dtsf.files.read import parse_model, read_file
 from dtsf.report import svg
@@ -20,7 +20,7 @@ from dtsf.report.page import render, write_page
 from dtsf.training.answers import Answers, read_answers, write_answers
 
 RESULT = "crossval.json"
-LONG = 100  # letters of the name of a test in a file name
+LONG = 100  # bytes of the name of a test in a file name
 SURE = 0.9  # probability from which a step of a curve is called a gain
 
 
@@ -106,7 +106,7 @@ def advice(curve: Sequence[CurvePoint]) -> list[str]:
                 if step.better is not None
                 else ", too few people for an interval"
             )
-            lines.append(f"From {before.number} to {after.number} {kind}: top-1 {difference_text(step)}{sure}.")
+            lines.append(f"From {before.number} to {amount(after.number, kind)}: top-1 {difference_text(step)}{sure}.")
             if after is points[-1] and step.better is not None:
                 doubled = step.difference / max(math.log2(after.number / before.number), 1e-9)
                 gains[kind] = (doubled if step.better >= SURE else 0.0, after.number)
@@ -122,8 +122,8 @@ def advice(curve: Sequence[CurvePoint]) -> list[str]:
 
 def _answers_file(out: Path, test: str, seed: int) -> Path:
     plain = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in test)
-    if len(plain) > LONG:
-        plain = f"{plain[:LONG]}-{hash_of(test)}"
+    if len(plain.encode()) > LONG:
+        plain = f"{plain[: LONG // 4]}-{hash_of(test)}"
     return out / "answers" / f"{plain}-seed{seed}.safetensors"
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from dtsf.names import counted
 from dtsf.pipeline.datasets.nucla_check import NuclaCheck
 from dtsf.settings import Frozen
 from dtsf.training.scores import Comparison, Difference, Summary
@@ -178,6 +179,11 @@ class CurvePoint(Frozen):
     number: int
     scores: Summary
     step: Comparison | None
+
+
+def amount(number: int, kind: str) -> str:
+    """Return a number of people, takes or cameras in words."""
+    return counted(number, {"people": "person"}.get(kind, kind[:-1]), kind)
 
 
 class Crossval(Experiment):

@@ -49,9 +49,6 @@ def read_run(folder: Path) -> RunData:
     """Read a finished run. Raises CheckpointError: the folder is not a finished run, or a file in it is damaged."""
     if not folder.is_dir():
         raise CheckpointError(f"no run folder {folder}: train first (dtsf train), or name another")
-    if (folder / "crossval.json").is_file():
-        page = f"its page is {folder / 'report.html'}, and its runs are in {folder / 'trainings'}"
-        raise CheckpointError(f"{folder} is no run but the result of dtsf crossval: {page}")
     checkpoint = load_checkpoint(folder / "last")
     state, file = checkpoint.state, folder / "metrics.json"
     if not file.exists():

@@ -161,6 +161,9 @@ def load_checkpoint(folder: Path, *, resume: bool = False) -> Checkpoint:
     """Read a checkpoint; with ``resume`` also the optimiser state. Raises CheckpointError if it is missing or damaged."""
     if not folder.is_dir() and (old := folder.with_name(folder.name + ".old")).is_dir():
         folder = old  # killed between the two renames of save_checkpoint
+    if not folder.is_dir() and (runs := folder.parent / "trainings").is_dir():
+        page = f", and its page is {folder.parent / 'report.html'}" if (folder.parent / "report.html").is_file() else ""
+        raise CheckpointError(f"{folder.parent} is no run but the result of several: they are in {runs}{page}")
     if not folder.is_dir():
         raise CheckpointError(f"no checkpoint at {folder}: train first (dtsf train), or name another run folder")
     document, tensors, kept = (
