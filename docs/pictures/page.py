@@ -31,7 +31,11 @@ def main() -> None:
             page.screenshot(path=words.out, full_page=True)
         else:
             # From below the path of the run to the end of the first table.
-            page.screenshot(path=words.out, clip={"x": 0, "y": 46, "width": 1140, "height": 700})
+            head, rows = (page.locator(tag).first.bounding_box() for tag in ("h1", "table"))
+            assert head is not None
+            assert rows is not None
+            top, bottom = head["y"] - 8, rows["y"] + rows["height"] + 16
+            page.screenshot(path=words.out, clip={"x": 0, "y": top, "width": 1140, "height": bottom - top})
         browser.close()
     print(f"{words.out}: {words.out.stat().st_size / 1e3:.0f} kB")
 
