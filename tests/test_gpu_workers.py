@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import signal
+import threading
 from dataclasses import dataclass, replace
+from multiprocessing import forkserver
 from types import SimpleNamespace
 
 import numpy as np
@@ -117,6 +120,31 @@ def test_run_on_workers__each_worker_selects_its_gpu_and_an_error_ends_all(shard
 def test_run_on_workers__a_shard_that_kills_its_workers_is_named():
     with pytest.raises(DataError, match="5 workers in a row were killed with shard 3.*fewer than --workers 2"):
         run_on_workers([DeadlyTask(3)], 2, lambda done, bad: None)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_run_on_workers__their_server_that_is_killed_is_replaced(seconds):
+    """Killed before a worker is asked for, and while it is."""
+    workers.start_server()
+    server = forkserver._forkserver._forkserver_pid
+    os.kill(server, signal.SIGSTOP)
+    killer = threading.Timer(seconds, os.kill, (server, signal.SIGKILL))
+    killer.start()
+    if not seconds:
+        killer.join()
+    with pytest.raises(DataError, match="^4$"):
+        run_on_workers([TellingTask(1)], 1, lambda done, bad: None, gpus=("4",))
+    assert forkserver._forkserver._forkserver_pid != server
+    assert multiprocessing.active_children() == []
+
+
+def test_run_on_workers__a_server_that_is_always_killed_is_named(monkeypatch):
+    def start(_):
+        raise EOFError
+
+    monkeypatch.setattr(multiprocessing.get_context("forkserver").Process, "start", start)
+    with pytest.raises(DataError, match="starts workers was killed 5 times in a row.*fewer than --workers 2"):
+        run_on_workers([TellingTask(1)], 2, lambda done, bad: None)
 
 
 def test_run_tasks__few_clips_run_in_this_process(monkeypatch):

@@ -51,18 +51,11 @@ def run_on_workers(
     """Run all shards on local workers; arguments as :func:`dtsf.pipeline.scheduler.run_tasks`. An error of a shard is raised here.
     Raises DataError: several workers with the same shard were killed.
     """
-    start_server()
     waiting, killed = deque(tasks), Counter[int]()
     workers: dict[Connection, _Worker] = {}
 
     def start(number: int) -> None:
-        here, there = multiprocessing.Pipe()
-        process = multiprocessing.get_context("forkserver").Process(
-            target=_serve, args=(there, number, gpus, n_workers), daemon=True
-        )
-        with _hidden_main():
-            process.start()
-        there.close()
+        here, process = _start_process(number, gpus, n_workers)
         workers[here] = _Worker(number, process, waiting.popleft())
         _send(here, workers[here].task)
 
@@ -103,6 +96,29 @@ def run_on_workers(
     finally:
         for connection in list(workers):
             stop(connection)
+
+
+def _start_process(number: int, gpus: tuple[str, ...], n_workers: int) -> tuple[Connection, ForkServerProcess]:
+    """Start a worker; return its connection too. Raises DataError: the process that forks workers was killed several times."""
+    for _ in range(MAX_KILLED):
+        start_server()
+        here, there = multiprocessing.Pipe()
+        process = multiprocessing.get_context("forkserver").Process(
+            target=_serve, args=(there, number, gpus, n_workers), daemon=True
+        )
+        try:
+            with _hidden_main():
+                process.start()
+        except (EOFError, ConnectionError):  # it was killed before it answered
+            here.close()
+        else:
+            return here, process
+        finally:
+            there.close()
+    raise DataError(
+        f"the process that starts workers was killed {MAX_KILLED} times in a row, often for lack of memory. Finished shards are "
+        f"safe: try fewer than --workers {n_workers}"
+    )
 
 
 def run_and_report(task: ShardTask, report: Callable[[tuple[int, int]], None], workers: int) -> None:
