@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from dtsf.cache.schema import Box, CatalogDocument, Clip, ClipRecord
+import xxhash
+
+from dtsf.cache.schema import Box, CatalogDocument, Clip, ClipRecord, DatasetInfo
 from dtsf.names import counted, similar_names
 
 MARGIN = 0.1  # seconds at each end of a clip that another one may share: nobody cuts two clips at exactly one moment
@@ -52,6 +55,18 @@ def make_pieces(document: CatalogDocument | None, records: Mapping[str, tuple[in
         margin = min(MARGIN, (end - start) * SHARE / 2)
         pieces[clip.id] = Piece(clip, content, record.frames_hash if record else "", start + margin, end - margin)
     return pieces
+
+
+def digest_clips(
+    info: DatasetInfo, clips: Iterable[Clip], records: Mapping[str, tuple[int, ClipRecord]]
+) -> dict[str, str]:
+    """Hash the annotations, the recording and the frames of each clip, by clip id. ``records``: as for :func:`make_pieces`."""
+    digests = {}
+    for clip in clips:
+        record, label = records[clip.id][1], info.class_names[clip.label]
+        who = (clip.group, str(clip.view), clip.subject, clip.background)
+        digests[clip.id] = xxhash.xxh3_64_hexdigest(json.dumps([label, *who, record.key, record.frames_hash]).encode())
+    return digests
 
 
 def find_copies(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dtsf.cache.catalog import match_rows, read_catalog, read_shards
-from dtsf.cache.compare import Piece, make_pieces, remarks
+from dtsf.cache.compare import Piece, digest_clips, make_pieces, remarks
 from dtsf.cache.documents import DatasetHandle, is_dataset, open_handle, record_name, refuse_replaced
 from dtsf.cache.formats import array_bytes, array_shapes
 from dtsf.cache.schema import BadClip, CatalogDocument, Clip, ClipRecord, DatasetInfo, ShardRecord
@@ -30,8 +30,7 @@ class CachedDataset(DatasetHandle):
     """Dataset opened for reading. It can be used after a fork and sent to another process."""
 
     shards: dict[int, ShardRecord]
-    catalog: CatalogDocument | None = None
-    """None before the first catalog is written."""
+    catalog: CatalogDocument | None = None  # None before the first catalog is written
     records: dict[str, tuple[int, ClipRecord]] = field(default_factory=dict)
     """Shard and record of each clip, by clip id."""
     bad: tuple[BadClip, ...] = ()
@@ -64,6 +63,11 @@ class CachedDataset(DatasetHandle):
     def pieces(self) -> dict[str, Piece]:
         """Recording of each clip by clip id, to find copies."""
         return make_pieces(self.catalog, self.records)
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Hash of what an experiment reads of each clip, by clip id."""
+        return digest_clips(self.info, self.clips, self.records)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:

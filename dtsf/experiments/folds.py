@@ -219,11 +219,8 @@ class Grid:
             notes = list(dict.fromkeys(one.note for one in summaries if one.note))
             others = counted(len(notes) - 1, "other fold has", "other folds have")
             found = notes[:1] + ([f"{others} such a note"] if len(notes) > 1 else [])
-            found += (
-                [*dict.fromkeys(note for fold in self.folds for note in fold.notes), *self._missing()]
-                if not merged
-                else []
-            )
+            if not merged:
+                found += [*dict.fromkeys(note for fold in self.folds for note in fold.notes), *self._missing()]
             task = first.task if len(summaries) == 1 else f"{by}, all answers pooled"
             merged.append(TestSummary(name=first.name, task=task, n_groups=n_groups, note="; ".join(found)))
         return tuple(merged)

@@ -64,7 +64,7 @@ def open_tests(
             task = (
                 f"all clips of {other.info.name}" if own.name == "all" else f"test clips of {other.info.name} by {own}"
             )
-            known = sum(not people.isdisjoint((clip.subject or "").split("+")) for clip in parts.test)
+            known = sum(not people.isdisjoint(subjects_of([clip])) for clip in parts.test)
             if known and not leak:
                 of = f"{known} of its {len(parts.test)} clips"
                 notes.append(f"{of} are of subjects (by number) that were trained on")
@@ -75,14 +75,9 @@ def open_tests(
     return tuple(tests)
 
 
-def identity(data: CachedDataset, clips: Iterable[Clip]) -> list[list[str | None]]:
-    """Return what an experiment reads of clips: annotations, recording and frames. Clips with another label are other clips."""
-    rows = []
-    for clip in clips:
-        record, label = data.records[clip.id][1], data.info.class_names[clip.label]
-        who = (clip.group, str(clip.view), clip.subject, clip.background)
-        rows.append([clip.id, label, *who, record.key, record.frames_hash])
-    return sorted(rows, key=lambda row: str(row[0]))
+def identity(data: CachedDataset, clips: Iterable[Clip]) -> list[tuple[str, str]]:
+    """Return clips with what an experiment reads of them, sorted. A clip with another label is another clip."""
+    return sorted((clip.id, data.digests[clip.id]) for clip in clips)
 
 
 def hash_of(document: object) -> str:

@@ -38,8 +38,7 @@ if TYPE_CHECKING:
     from dtsf.training.held_out import HeldOut
 
 MOMENTUM, CONSISTENCY = 0.1, 0.1
-RATE = 1e-3
-"""Learning rate. The paper's 5e-5 is for networks with a hundred times the weights; see docs/results/uncertainty.md."""
+RATE = 1e-3  # the paper's 5e-5 is for networks with a hundred times the weights; see docs/results/uncertainty.md
 
 
 class Evaluation(Record):
