@@ -45,6 +45,16 @@ def has_unseen(text: str) -> bool:
     return not (text.isascii() and text.isprintable()) and any(_is_unseen(letter) for letter in BLANKS.sub(" ", text))
 
 
+def persons(*subjects: str | None) -> list[str]:
+    """Return the persons of subjects, in order: ``3+4`` are two, an empty subject is none."""
+    return [person for subject in subjects if subject for person in subject.split("+")]
+
+
+def by_number(name: str) -> tuple[int, str]:
+    """Return the place of a name in a sorted list: numbers first, in order."""
+    return (int(name), "") if name.isdecimal() else (10**9, name)
+
+
 def counted(number: int, one: str, many: str = "") -> str:
     """Return a number with its noun, and the verb if there is one: ``1 clip``. ``many``: by default ``one`` with an s."""
     return f"{number} {one if number == 1 else many or f'{one}s'}"

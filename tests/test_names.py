@@ -10,7 +10,7 @@ from make_cache import draw
 from dtsf.cache.catalog import view_number
 from dtsf.cache.reader import open_dataset
 from dtsf.errors import ConfigError
-from dtsf.names import counted, find_path, has_unseen, similar_names, tidy
+from dtsf.names import by_number, counted, find_path, has_unseen, persons, similar_names, tidy
 from dtsf.pipeline.datasets import scan_source
 from dtsf.pipeline.settings import PreprocessSettings
 from dtsf.training.protocols import parse_protocol, split_clips
@@ -105,3 +105,8 @@ def test_train__subjects_are_named_as_the_table_writes_them(tmp_path):
     for word, name in (("03", "03"), ("3", "03"), ("04", "4")):
         config = load_recipe("thumbnails", [f"train.held_out_subjects={word}"]).train
         assert {clip.subject for clip in hold_out(split, config, 0).held_out} == {name}
+
+
+def test_persons__a_subject_names_several():
+    assert persons("3+4", None, "", "12", "3") == ["3", "4", "12", "3"]
+    assert sorted({"12", "3", "ann"}, key=by_number) == ["3", "12", "ann"]

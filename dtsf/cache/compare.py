@@ -12,7 +12,7 @@ from typing import NamedTuple
 import xxhash
 
 from dtsf.cache.schema import Box, CatalogDocument, Clip, ClipRecord, DatasetInfo
-from dtsf.names import counted, similar_names
+from dtsf.names import counted, persons, similar_names
 
 MARGIN = 0.1  # seconds at each end of a clip that another one may share: nobody cuts two clips at exactly one moment
 SHARE = 0.1  # of a clip, of a picture: less than this is not the same
@@ -148,7 +148,7 @@ def _about_groups(clips: Sequence[Clip], pieces: Mapping[str, Piece], views: Seq
         groups[clip.group].append(clip)
     twins, people = [], []
     for group, members in groups.items():
-        by_subject = {"+".join(sorted(clip.subject.split("+"))): clip for clip in reversed(members) if clip.subject}
+        by_subject = {"+".join(sorted(persons(clip.subject))): clip for clip in reversed(members) if clip.subject}
         if len(by_subject) > 1:
             named = [f"{subject} in {clip.place}" for subject, clip in sorted(by_subject.items())]
             people.append(f"group {group}: {', '.join(named)}")
@@ -214,7 +214,7 @@ def _about_names(document: CatalogDocument, clips: Sequence[Clip]) -> Iterator[s
     names = {
         "classes": document.info.class_names,
         "views": document.info.view_names,
-        "subjects": sorted({person for clip in clips if clip.subject for person in clip.subject.split("+")}),
+        "subjects": sorted(set(persons(*(clip.subject for clip in clips)))),
         "groups": sorted({clip.group for clip in clips}),
         "splits": sorted({clip.split for clip in clips if clip.split}),
         "backgrounds": sorted({clip.background for clip in clips if clip.background}),

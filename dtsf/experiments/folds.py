@@ -16,7 +16,7 @@ from dtsf.experiments.grid import hash_of, identity, open_tests, resolve
 from dtsf.experiments.job import Job, TestSet
 from dtsf.experiments.results import RunRecord, TestSummary
 from dtsf.experiments.settings import Trainings
-from dtsf.names import counted
+from dtsf.names import counted, persons
 from dtsf.training.answers import Answers, join
 from dtsf.training.checkpoint import versions
 from dtsf.training.protocols import Protocol, Split, split_clips, subjects_of
@@ -85,9 +85,7 @@ def plan_folds(data: CachedDataset, text: str) -> tuple[str, dict[str, Protocol]
         held_out = [{clip.subject for clip in fold.held_out} for fold in folds]
         found = person_names(sorted({clip.subject for clip in named if clip.subject}))
         parts_of = [[person for person in people if person in {found[s] for s in some if s}] for some in held_out]
-    names = {
-        ", ".join(part): Protocol(name="cross-subject", argument=tuple("+".join(part).split("+"))) for part in parts_of
-    }
+    names = {", ".join(part): Protocol(name="cross-subject", argument=tuple(persons(*part))) for part in parts_of}
     return "one person left out" if text == "people" else f"{text} parts of the people", names
 
 
@@ -279,7 +277,7 @@ def choose_people(fold: Fold, number: int, seed: int, excluded: Sequence[int] = 
         raise ConfigError(f"--people {number}: a fold needs more people in its training than that, and {there}")
     for start in range(len(people)):
         chosen = tuple(people[(fold.number + seed + start + n) % len(people)] for n in range(number))
-        if {clip.label for clip in clips if set((clip.subject or "").split("+")) <= set(chosen)} == wanted:
+        if {clip.label for clip in clips if clip.subject and set(persons(clip.subject)) <= set(chosen)} == wanted:
             return chosen
     raise ConfigError(
         f"--people {number}: no {number} neighbouring people of a fold perform all classes: a larger number"

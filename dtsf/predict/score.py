@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import DataError, VideoError
-from dtsf.names import counted
+from dtsf.names import counted, persons
 from dtsf.predict.recordings import find_timelines
 from dtsf.recordings.events import NOTHING, read_all_events
 from dtsf.recordings.metrics import Scored, Segment, TimelineMetrics, measure
@@ -131,7 +131,7 @@ def _unseen(
     given: Sequence[Recording], trained: Sequence[str], notes: list[str], *, allow_leak: bool
 ) -> tuple[list[Recording], dict[str, int]]:
     """Return the recordings of people who did not train, and how many are left out. Recordings without a subject are kept."""
-    leaks = [one for one in given if one.subject and set(one.subject.split("+")) & set(trained)]
+    leaks = [one for one in given if set(persons(one.subject)) & set(trained)]
     if leaks and allow_leak:
         who = f"{counted(len(leaks), 'recording is', 'recordings are')} of people who trained"
         notes.append(f"{who}: the numbers say nothing about other people")

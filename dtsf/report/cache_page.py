@@ -13,6 +13,7 @@ from dtsf.cache.schema import Clip
 from dtsf.cache.store import open_store
 from dtsf.report.gallery import plain_strips
 from dtsf.report.page import render, write_page
+from dtsf.training.protocols import subjects_of
 
 
 def report_cache(
@@ -42,13 +43,12 @@ def _describe(data: CachedDataset, samples: int) -> dict[str, Any]:
         groups.setdefault(clip.group, []).append(clip)
     names, views = data.info.class_names, data.info.view_names
     by_class_view = Counter((clip.label, clip.view) for clip in data.clips)
-    subjects = {clip.subject for clip in data.clips} - {None}
     return {
         "name": data.info.name,
         "data": data,
         "views": views,
         "n_groups": len(groups),
-        "n_subjects": len(subjects),
+        "n_subjects": len(subjects_of(data.clips)),
         "sizes": sorted(Counter(map(len, groups.values())).items(), reverse=True),
         "n_records": sum(data.verdicts.values()),
         "classes": [(name, [by_class_view[k, v] for v in range(1, len(views) + 1)]) for k, name in enumerate(names)],

@@ -17,7 +17,7 @@ from dtsf.training.data import load_groups
 from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.metrics import GroupPrediction, Metrics
 from dtsf.training.probes import InputProbes, probe_inputs
-from dtsf.training.protocols import parse_protocol, split_clips
+from dtsf.training.protocols import parse_protocol, split_clips, subjects_of
 from dtsf.training.splits import draw_groups
 
 MAX_GROUPS = 1000  # that a probe reads, so that the memory of a report does not grow with the dataset
@@ -79,7 +79,7 @@ def probe(
 
     tested, drawn = draw_groups(split.test, MAX_GROUPS)
     inputs = probe_inputs(net, load_groups(data, tested), run.class_names, names, on_input)
-    subjects = {clip.subject for clip in split.train if clip.subject is not None}
+    subjects = set(subjects_of(split.train))
     trained = [data.pieces[clip.id] for clip in split.train]
     state, datasets, skipped = run.checkpoint.state, [], []
     for k, name in enumerate(others, steps):
@@ -95,9 +95,9 @@ def probe(
         except CacheError as error:
             skipped.append(f"{name}: {error}")
         else:
-            shared = {clip.subject for clip in other.clips if clip.subject is not None} & subjects
+            shared = [person for person in subjects_of(other.clips) if person in subjects]
             copies, _ = find_copies([*other.pieces.values()], trained)
-            datasets.append(DatasetProbe(other.info.name, metrics, tuple(sorted(shared)), len(copies)))
+            datasets.append(DatasetProbe(other.info.name, metrics, tuple(shared), len(copies)))
     on_step(steps + len(others), steps + len(others), "")
     background = _probe_backgrounds(split.train, split.test, run.metrics.predictions)
     return Probes(inputs, tuple(datasets), tuple(skipped), background, drawn)

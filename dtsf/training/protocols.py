@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dtsf.cache.catalog import view_number
 from dtsf.cache.schema import Clip
 from dtsf.errors import ConfigError
-from dtsf.names import tidy
+from dtsf.names import by_number, persons, tidy
 from dtsf.settings import Frozen
 
 NAMES = ("cross-subject", "cross-view", "cross-setup", "groups", "split", "all")
@@ -76,7 +76,7 @@ def suggested_protocol(clips: Sequence[Clip], kind: str) -> str | None:
     """
     if DEFAULTS.get(kind) != "split" or {"train", "test"} <= {clip.split for clip in clips}:
         return None
-    together = [frozenset(text.split("+")) for text in {clip.subject for clip in clips if clip.subject}]
+    together = [frozenset(persons(text)) for text in {clip.subject for clip in clips if clip.subject}]
     apart = [(len(some), sorted(some)) for some in together if any(some.isdisjoint(other) for other in together)]
     return f"cross-subject:{','.join(min(apart)[1])}" if apart else "all"
 
@@ -117,8 +117,7 @@ def split_clips(
 
 def subjects_of(clips: Sequence[Clip]) -> list[str]:
     """Return the persons of clips (``3+4`` are two): numbers first, in order."""
-    persons = {person for clip in clips if clip.subject for person in clip.subject.split("+")}
-    return sorted(persons, key=lambda person: (int(person), "") if person.isdecimal() else (10**9, person))
+    return sorted(set(persons(*(clip.subject for clip in clips))), key=by_number)
 
 
 def find_subject(word: str, known: Sequence[str]) -> str:
@@ -150,10 +149,8 @@ def _cross_subject(clips: Sequence[Clip], protocol: Protocol, kind: str) -> Rule
     def side(clip: Clip) -> str:
         if not clip.subject:
             return "no subject"
-        persons = set(clip.subject.split("+"))
-        if persons <= test:
-            return "test"
-        return "a training and a test subject together" if persons & test else "train"
+        in_test = [person in test for person in persons(clip.subject)]
+        return "test" if all(in_test) else "a training and a test subject together" if any(in_test) else "train"
 
     return side, f"all views of unseen subjects ({', '.join(person for person in known if person in test)})"
 

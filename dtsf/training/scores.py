@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dtsf.errors import ConfigError
-from dtsf.names import counted
+from dtsf.names import by_number, counted, persons
 from dtsf.training.answers import Answers
 from dtsf.training.metrics import BINS, Record, auroc, bin_of
 from dtsf.training.splits import join_people
@@ -137,7 +137,7 @@ def sum_up(seeds: Sequence[Answers]) -> Sums:
     first = seeds[0]
     unit = "people" if all(first.subjects) else "performances"
     names = person_names(first.subjects) if unit == "people" else {name: name for name in first.groups}
-    people = tuple(dict.fromkeys(sorted(names.values(), key=_by_number)))
+    people = tuple(dict.fromkeys(sorted(names.values(), key=by_number)))
     number = {person: p for p, person in enumerate(people)}
     sums = []
     for answers in seeds:
@@ -161,8 +161,8 @@ def person_names(subjects: Sequence[str]) -> dict[str, str]:
     person = join_people(subjects)
     members: dict[str, set[str]] = {}
     for subject, leader in person.items():
-        members.setdefault(leader, set()).update(subject.split("+"))
-    return {subject: "+".join(sorted(members[leader], key=_by_number)) for subject, leader in person.items()}
+        members.setdefault(leader, set()).update(persons(subject))
+    return {subject: "+".join(sorted(members[leader], key=by_number)) for subject, leader in person.items()}
 
 
 def summarise(seeds: Sequence[Answers]) -> Summary:
@@ -240,7 +240,3 @@ def _interval(x_A: Tensor) -> Interval:
 
 def _number(x: Tensor) -> float | None:
     return x.item() if x.isfinite() else None
-
-
-def _by_number(name: str) -> tuple[int, str]:
-    return (int(name), "") if name.isdecimal() else (10**9, name)

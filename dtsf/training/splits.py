@@ -13,9 +13,9 @@ from dtsf.cache.compare import describe_pairs, examples, find_copies
 from dtsf.cache.reader import CachedDataset
 from dtsf.cache.schema import Clip, DatasetInfo
 from dtsf.errors import ConfigError
-from dtsf.names import counted
+from dtsf.names import counted, persons
 from dtsf.settings import Frozen
-from dtsf.training.protocols import Protocol, Split, find_subject
+from dtsf.training.protocols import Protocol, Split, find_subject, subjects_of
 from dtsf.training.recipe import TrainConfig
 
 EXCLUDED = "excluded"  # value of --unknown for the classes that the run excludes from training
@@ -77,10 +77,10 @@ def join_people(subjects: Iterable[str | None]) -> dict[str, str]:
 
     known = sorted({subject for subject in subjects if subject})
     for subject in known:
-        first, *others = subject.split("+")
+        first, *others = persons(subject)
         for other in others:
             leader[lead(other)] = lead(first)
-    return {subject: lead(subject.split("+")[0]) for subject in known}
+    return {subject: lead(persons(subject)[0]) for subject in known}
 
 
 def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
@@ -93,7 +93,7 @@ def hold_out(split: Split, config: TrainConfig, seed: int) -> Split:
         key = f"train.held_out_subjects={','.join(config.held_out_subjects)}"
         groups_of: dict[str, set[str]] = defaultdict(set)
         for clip in split.train:
-            for person in clip.subject.split("+") if clip.subject else ():
+            for person in persons(clip.subject):
                 groups_of[person].add(clip.group)
         chosen = [find_subject(word, list(groups_of)) for word in config.held_out_subjects]
         absent = [subject for subject in chosen if subject not in groups_of]
@@ -251,12 +251,12 @@ def limit_training(split: Split, config: TrainConfig) -> Split:
     """
     clips = split.train
     if config.only_subjects:
-        known = sorted({person for clip in clips if clip.subject for person in clip.subject.split("+")})
+        known = subjects_of(clips)
         chosen = {find_subject(word, known) for word in config.only_subjects}
         if absent := sorted(chosen - set(known)):
             there = ", ".join(known) or "the dataset names no subjects"
             raise ConfigError(f"train.only_subjects: {', '.join(absent)} is not among the training subjects ({there})")
-        clips = tuple(clip for clip in clips if clip.subject and set(clip.subject.split("+")) <= chosen)
+        clips = tuple(clip for clip in clips if clip.subject and chosen.issuperset(persons(clip.subject)))
     if config.max_takes:
         takes: dict[tuple[int, str | None], set[str]] = defaultdict(set)
         for clip in clips:
