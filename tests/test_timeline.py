@@ -208,6 +208,27 @@ def test_shown_frames__decoding_leaves_out_what_is_before_a_key_frame(films, mon
     assert began == begins
 
 
+def _damage(film, path, frames):
+    """A copy of a film with zeros in place of the packets of these frames."""
+    data = bytearray(film.read_bytes())
+    with av.open(str(film)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    for packet in packets[frames]:
+        data[packet.pos : packet.pos + packet.size] = bytes(packet.size)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("ranges", [[(0, 115)], [(30, 45), (90, 99)], [(90, 115)]])
+def test_shown_frames__damage_in_the_middle_is_noted_at_its_moments(films, tmp_path, ranges):
+    broken = _damage(films[0], tmp_path / "a.mp4", slice(38, 42))
+    for film, frames in ((films[0], []), (broken, [38, 39, 40, 41])):
+        damaged = set()
+        shown = stream.shown_frames([{"path": film, "start": 0, "stop": 11.6}], 10.0, ranges, damaged)
+        assert [moment for moment, _ in shown] == [k for first, last in ranges for k in range(first, last + 1)]
+        assert sorted(damaged) == [k for k in frames if any(first <= k <= last for first, last in ranges)]
+
+
 def test_camera__more_moments_than_frames_repeat_the_frame(films):
     moments, numbers = _read(Source("a", 0, ((str(films[0]), 0.0, 11.6),)), 0, 99, rate=25.0)
     assert moments == list(range(100))
@@ -263,6 +284,25 @@ def test_find_timeline__goes_on_where_a_kill_left_it(films, tmp_path, share, nee
     # Another limit is another question.
     find_timeline(replace(plan, needed=replace(AS_NEEDED, limit=0.9)), _model(done), tmp_path / "cut")
     assert done.n
+
+
+@pytest.mark.parametrize("needed", [None, AS_NEEDED])
+def test_find_timeline__damage_is_said_once_for_each_camera(films, tmp_path, needed):
+    # As needed, the second camera is read around frame 100 only.
+    a, b2 = (_damage(films[k], tmp_path / f"{k}.mp4", where) for k, where in ((0, slice(50, 54)), (2, slice(88, 90))))
+    plan = replace(_plan((a, films[1], b2)), needed=needed)
+    for out in ("whole", "again", "again"):
+        timeline, work = find_timeline(plan, replace(_model(), classify=_unsure_alone), tmp_path / out)
+        if needed is None:
+            assert [note.split(":")[1].strip() for note in timeline.notes] == [
+                "the film is damaged from 5.0 to 5.4 s", "the film is damaged from 10.4 to 10.5 s"
+            ]
+        assert [note.split(":")[0] for note in timeline.notes] == ["camera cam1 of 'r1'", "camera cam2 of 'r1'"]
+        # An interrupted one says the same.
+        path = tmp_path / "again/.work/r1.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = work.path.read_bytes().splitlines(keepends=True)
+        path.write_bytes(b"".join(lines[:-2]))
 
 
 def test_find_timeline__another_file_or_offset_begins_again(films, tmp_path):

@@ -105,6 +105,18 @@ def test_decode_clip__full_check_refuses_flagged_frames(make_video, tmp_path):
     assert status_of(tmp_path / "flipped.avi", 8, check="full") == Status.CORRUPT
 
 
+def test_decode_clip__names_the_seconds_of_flagged_frames(make_video, tmp_path):
+    path = make_video(tmp_path / "a.avi", 60, 320, 240)
+    assert decode_clip(path, 8, 96).damaged is None
+    data = bytearray(path.read_bytes())
+    for position in range(len(data) // 3, len(data) // 2, 97):
+        data[position] ^= 0x55
+    (tmp_path / "flipped.avi").write_bytes(data)
+    clip = decode_clip(tmp_path / "flipped.avi", 8, 96)
+    assert 0 < clip.damaged[0] < clip.damaged[1] < clip.duration
+    assert decode_clip(tmp_path / "flipped.avi", 8, 96, span=Span(end=clip.damaged[0] - 0.1)).damaged is None
+
+
 def test_decode_clip__start_and_end(make_video, tmp_path):
     path = make_video(tmp_path / "a.avi", 60)
     clip = decode_clip(path, 5, 96, span=Span(start=0.5, end=1.0))

@@ -149,7 +149,7 @@ def check_videos(videos: Sequence[str | Path]) -> list[Path]:
 
 
 def _remarks(videos: Sequence[Path], spans: Sequence[Span], rows: Sequence[Row]) -> Iterator[str]:
-    """Yield what must be said about the decoded videos: a late end, few frames, and one recording as two views."""
+    """Yield what must be said about the decoded videos: a late end, few frames, damage, and one recording as two views."""
     first: dict[str, int] = {}
     for k, (video, span, row) in enumerate(zip(videos, spans, rows, strict=True)):
         stop = row.facts["begin"] + row.facts["duration"]
@@ -157,6 +157,8 @@ def _remarks(videos: Sequence[Path], spans: Sequence[Span], rows: Sequence[Row])
             yield f"{video} ends at {stop:.1f} s, before --end {span.end:g}: the rest is used"
         if row.facts["reason"]:
             yield f"{video}: {row.facts['reason']}"
+        if damaged := row.facts["damaged"]:
+            yield f"{video} is damaged from {damaged[0]:.1f} to {damaged[1]:.1f} s: copy it again, or look at the film there"
         other = first.setdefault(row.facts["frames_hash"], k)
         if other != k:
             yield f"{videos[other]} and {video} show the same pictures: one recording is taken as two views"

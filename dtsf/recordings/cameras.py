@@ -62,6 +62,8 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self.source, self._stopped = source, stopped
+        self.damaged: set[int] = set()
+        """Moments of damaged frames that were read, or will be read in a few seconds."""
         self._shape = (spec.size, spec.size, 3)
         self._buffer = bytearray()
         names = ("path", "start", "stop")
@@ -102,6 +104,7 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
         del self._buffer[: end + 1]
         if "error" in line:
             raise VideoError(f"camera {self.source.view}: {line['error']}", Status(line["status"]))
+        self.damaged.update(line["damaged"])
         if "end" in line:
             return None
         n_bytes = line["n"] * int(np.prod(self._shape))
@@ -109,7 +112,7 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
             self._fill(until)
         frames_FSSC = np.frombuffer(bytes(self._buffer[:n_bytes]), np.uint8).reshape(line["n"], *self._shape)
         del self._buffer[:n_bytes]
-        return Stretch(line["first"], frames_FSSC, tuple(line["notes"]))
+        return Stretch(line["first"], frames_FSSC)
 
     def _fill(self, until: float | None) -> None:
         assert self._child.stdout is not None
@@ -138,7 +141,6 @@ class EmbeddedCamera:
     def __init__(self, stream: CameraStream, encoder: Encoder, dtype: str, every: int) -> None:
         self.stream, self.ended, self.first = stream, False, 0
         self.pictures: list[tuple[int, np.ndarray]] = []
-        self.notes: set[str] = set()
         self._encoder, self._dtype, self._every = encoder, dtype, every
         self._parts: list[np.ndarray] = []
         self._moved: list[np.ndarray] = []  # how much moves, of each stretch
@@ -164,7 +166,6 @@ class EmbeddedCamera:
         x_FPC = np.concatenate(made)
         self._parts.append(x_FPC.astype(self._dtype, copy=False))
         self._moved.append(change(x_FPC))
-        self.notes.update(stretch.notes)
         numbered = enumerate(frames_FSSC, stretch.first)
         self.pictures += [(moment, frame.copy()) for moment, frame in numbered if moment % self._every == 0]
 
@@ -180,6 +181,12 @@ class EmbeddedCamera:
         """Return and forget the pictures before a moment."""
         taken = [one for one in self.pictures if one[0] < end]
         self.pictures = [one for one in self.pictures if one[0] >= end]
+        return taken
+
+    def take_damaged(self, end: int) -> list[int]:
+        """Return and forget the moments of damaged frames before a moment."""
+        taken = sorted(moment for moment in self.stream.damaged if moment < end)
+        self.stream.damaged.difference_update(taken)
         return taken
 
     def films(self, start: int, stop: int) -> bool:

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dtsf.cache.compare import examples
 from dtsf.cache.schema import CacheSpec
 from dtsf.errors import DataError
 from dtsf.files.write import write_atomically
@@ -171,6 +172,7 @@ class _Summary:
         self._counts = np.zeros(BINS)
         self._stop = plan.grid.first
         self._read = np.zeros(len(plan.sources), int)
+        self._damaged: set[tuple[int, int]] = set()
 
     def add(self, block: WindowBlock) -> None:
         """Take the windows of a block."""
@@ -187,6 +189,7 @@ class _Summary:
             self._counts[bins] += 1
         self._stop = max(self._stop, block.end)
         self._read += block.read
+        self._damaged.update(block.damaged)
 
     def timeline(self, bouts: Sequence[Bout]) -> Timeline:
         """Return the timeline with these bouts."""
@@ -211,9 +214,20 @@ class _Summary:
             windows=tuple(length / grid.rate for length in grid.lengths),
             media=plan.media,
             curve=curve,
-            notes=plan.notes,
+            notes=(*plan.notes, *self._damage()),
             decoded=plan.needed.shares(self._read.tolist()) if plan.needed else (),
         )
+
+    def _damage(self) -> Iterator[str]:
+        """Yield what is said of each camera with damaged frames: their seconds. What is less than a second apart is one stretch."""
+        rate = self._plan.grid.rate
+        for k, source in enumerate(self._plan.sources):
+            moments = np.array(sorted(moment for camera, moment in self._damaged if camera == k))
+            parts = np.split(moments, np.flatnonzero(np.diff(moments) > rate) + 1) if len(moments) else []
+            if parts:
+                spans = examples([f"{part[0] / rate:.1f} to {(part[-1] + 1) / rate:.1f} s" for part in parts])
+                film = f"camera {source.view} of {self._plan.name!r}: the film is damaged"
+                yield f"{film} from {spans}: copy it again, or check what is found there"
 
 
 def write_files(

@@ -80,6 +80,7 @@ class WindowBlock:
     opened_NV: np.ndarray  # 1 for the cameras that a window was read from
     read: tuple[int, ...]  # moments of each camera that were embedded for this block
     pictures: tuple[tuple[int, int, np.ndarray], ...] = ()  # (camera, moment, frame): new pictures, about two a second
+    damaged: tuple[tuple[int, int], ...] = ()  # (camera, moment) of damaged frames
 
 
 @dataclass(frozen=True)
@@ -150,17 +151,23 @@ def read_windows(
             pictures = tuple(
                 (k, *one) for k, camera in cameras.leads for one in camera.take_pictures(found.end) if one[0] >= begin
             )
+            damaged = [
+                (k, one) for k, camera in cameras.leads for one in camera.take_damaged(found.end) if one >= begin
+            ]
             moved_VT = moved_VT[:, : found.end - begin]
             read_V = np.isfinite(moved_VT).sum(1)
             for k, part in cameras.further:
                 read_V[k] += part.stop - part.first
+                damaged += [(k, moment) for moment in part.take_damaged(part.stop)]
             cameras.further.clear()
             spans_N2, p_NK, u_N, w_NV, opened_NV = (
                 map(np.array, zip(*answers, strict=True)) if answers else [np.zeros(0)] * 5
             )
             arrays = spans_N2.reshape(-1, 2).astype(int), p_NK, u_N, w_NV, moved_VT
             read = tuple(read_V.tolist())
-            yield WindowBlock(number, begin, found.end, found.rest, *arrays, left, opened_NV, read, pictures)
+            yield WindowBlock(
+                number, begin, found.end, found.rest, *arrays, left, opened_NV, read, pictures, tuple(damaged)
+            )
             if last:
                 return
             before_VT = np.concatenate([before_VT, moved_VT], 1)

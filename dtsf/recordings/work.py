@@ -69,7 +69,7 @@ class WorkFile:
 
     def add(self, block: WindowBlock) -> WindowBlock:
         """Store a block. Return it with the stored numbers."""
-        line: dict[str, Any] = {name: getattr(block, name) for name in ("begin", "rest", "restart", "read")}
+        line: dict[str, Any] = {name: getattr(block, name) for name in ("begin", "rest", "restart", "read", "damaged")}
         line["stop"] = block.end
         line["spans"] = block.spans_N2.tolist()
         line |= {
@@ -129,7 +129,9 @@ def _block(number: int, line: dict[str, Any]) -> WindowBlock:
     spans_N2 = np.array(line["spans"], int).reshape(-1, 2)
     restart, read = (tuple(int(moment) for moment in line[name]) for name in ("restart", "read"))
     begin, end, rest = int(line["begin"]), int(line["stop"]), bool(line["rest"])
-    return WindowBlock(number, begin, end, rest, spans_N2, p_NK, u_N, w_NV, moved_VT, restart, opened_NV, read)
+    damaged = tuple((int(k), int(moment)) for k, moment in line["damaged"])
+    arrays = spans_N2, p_NK, u_N, w_NV, moved_VT
+    return WindowBlock(number, begin, end, rest, *arrays, restart, opened_NV, read, damaged=damaged)
 
 
 def _jpeg(frame_SSC: np.ndarray) -> bytes:

@@ -58,6 +58,7 @@ class DecodedClip:
     declared_frames: int = 0  # frames by the header; 0 if it has no count
     missing_frames: int = 0  # frames that the header counts and the file lacks
     crop_notes: tuple[str, ...] = ()  # about the square: see dtsf.cache.status.CROP_NOTES
+    damaged: tuple[float, float] | None = None  # first and last second of the frames that the codec flags; None: none
 
     @property
     def status(self) -> Status:
@@ -80,6 +81,7 @@ class DecodedClip:
             "reason": f"{self.available_frames} of {len(self.frames)} frames; the last one is repeated"
             if short
             else "",
+            "damaged": self.damaged and [*self.damaged],
             "frame_index": self.frame_index.tolist(),
             "frame_time": [None if np.isnan(time) else time for time in self.frame_time.tolist()],
             "frames_hash": xxhash.xxh3_64_hexdigest(self.frames.tobytes()),

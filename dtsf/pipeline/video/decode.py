@@ -111,12 +111,14 @@ def decode_clip(
     if decoder == "decord":
         read = _read_with_decord(path, index, pictures)
         pictures = {k: cut_region(picture, render.shown, span.region) for k, picture in read.items()}
+    damaged = source.take_damaged(index, int(numbers[0]))
     frames_FHWC = np.stack([pictures[int(k)] for k in numbers])
     ignored_HW = ignored_mask(frames_FHWC, render.shown, span.region, span.ignore)
     frames_FHWC, notes = cut_square(frames_FHWC, size, crop, ignored_HW)
     return DecodedClip(
         frames=frames_FHWC,
         crop_notes=notes,
+        damaged=(damaged[0], damaged[-1]) if damaged else None,
         frame_index=numbers.astype(np.int32),
         frame_time=index.begin + index.ticks[numbers] * float(index.tick),
         begin=begin,

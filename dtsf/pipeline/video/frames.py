@@ -35,6 +35,17 @@ class PacketSource:
     def __init__(self, container: Any, index: VideoIndex, kept: list[Any] | None, *, strict: bool = False) -> None:
         self._container, self._index, self._kept, self._strict = container, index, kept, strict
         self.errors: dict[int, str] = {}  # messages of the codec by packet number, since the last call of frames()
+        self._damaged: set[int] = set()  # packets with such a message, or with a frame that the codec flags
+
+    def take_damaged(self, index: VideoIndex, first: int) -> list[float]:
+        """Return the seconds of the frames from ``first`` on that the codec refused or flagged since the last call of this or of
+        :meth:`frames`. A whole file has none: decoded from a key frame, only what is before it in time may lack a reference.
+        """
+        if not self._damaged:
+            return []
+        found = sorted(number for number in index.frame_number[[*self._damaged]].tolist() if number >= first)
+        self._damaged.clear()
+        return [index.begin + tick * float(index.tick) for tick in index.ticks[found].tolist()]
 
     def frames(self, first: int, needed: set[int] | None = None) -> Iterator[tuple[int, Any]]:
         """Yield (packet number, frame) in presentation order, from packet ``first`` on. ``needed``: others may be skipped."""
@@ -48,7 +59,7 @@ class PacketSource:
             if self._strict:
                 context.options = {"err_detect": "explode"}
         context.skip_frame = "DEFAULT"
-        self.errors = {}
+        self.errors, self._damaged = {}, set()
         last, n_packets = first - 1, len(self._index.packets)
         packets = self._read(first) if self._kept is None else self._kept[first:]
         end = [(n_packets, None)]  # flushes the decoder
@@ -62,9 +73,12 @@ class PacketSource:
                 frames = context.decode(packet)
             except av.FFmpegError as error:
                 self.errors[number] = short_message(error)
+                self._damaged.add(number)
                 continue
             for frame in frames:
                 last = last + 1 if frame.pts is None else frame.pts
+                if frame.is_corrupt:
+                    self._damaged.add(last)
                 yield last, frame
 
     def _read(self, first: int) -> Iterator[Any]:

@@ -62,8 +62,17 @@ class Growing:
         return b""
 
 
-def shown_frames(chapters: list[dict[str, Any]], rate: float, ranges: Sequence[Range]) -> Iterator[Shown]:
-    """Yield the moments of ranges (in order) of the chapters ``{path, start, stop}`` with the frame that is shown at each."""
+def shown_frames(
+    chapters: list[dict[str, Any]], rate: float, ranges: Sequence[Range], damaged: set[int] | None = None
+) -> Iterator[Shown]:
+    """Yield the moments of ranges (in order) of the chapters ``{path, start, stop}`` with the frame that is shown at each.
+    ``damaged``: gets the moments of damaged frames, each before the frames behind it are yielded.
+    """
+    damaged = set() if damaged is None else damaged
+
+    def at_moments(seconds: list[float], moments: np.ndarray) -> set[int]:
+        return {int(np.clip((start + one) * rate, moments[0], moments[-1])) for one in seconds}
+
     for chapter in chapters:
         path, start = Path(chapter["path"]), chapter["start"]
         begin, end = (math.ceil(chapter[name] * rate - 1e-6) for name in ("start", "stop"))
@@ -86,12 +95,11 @@ def shown_frames(chapters: list[dict[str, Any]], rate: float, ranges: Sequence[R
                 at, frame = 0, None
                 for _ in range(MAX_CORRECTIONS):
                     numbers = frames_shown(index, moments / rate - start)
-                    source = PacketSource(container, index, packets)
+                    source, before, first = PacketSource(container, index, packets), index, int(numbers[at])
                     frame = None
                     try:
-                        for number, next_frame in frames_from(
-                            source, index, int(numbers[at]), set(numbers[at:].tolist())
-                        ):
+                        for number, next_frame in frames_from(source, index, first, set(numbers[at:].tolist())):
+                            damaged |= at_moments(source.take_damaged(index, first), moments)
                             # A lost frame is replaced by the one before it, as a player does.
                             while frame is not None and at < len(moments) and numbers[at] < number:
                                 yield int(moments[at]), frame
@@ -102,6 +110,8 @@ def shown_frames(chapters: list[dict[str, Any]], rate: float, ranges: Sequence[R
                         break
                     except IndexCorrected as corrected:
                         index = corrected.args[0]
+                    finally:
+                        damaged |= at_moments(source.take_damaged(before, first), moments)
                 for moment in moments[at:].tolist() if frame is not None else ():
                     yield moment, frame
 
@@ -196,6 +206,7 @@ def serve(request: dict[str, Any]) -> None:
     region, ignore = request["region"], request["ignore"]
     growing: list[Growing] = []
     stopped: list[bool] = []
+    damaged: set[int] = set()
 
     def stop(*_: object) -> None:
         stopped.append(True)
@@ -205,7 +216,8 @@ def serve(request: dict[str, Any]) -> None:
     signal.signal(signal.SIGTERM, stop)
 
     def answer(line: dict[str, Any], frames_FSSC: np.ndarray | None = None) -> None:
-        answers.write(json.dumps(line).encode() + b"\n")
+        answers.write(json.dumps(line | {"damaged": sorted(damaged)}).encode() + b"\n")
+        damaged.clear()
         if frames_FSSC is not None:
             answers.write(np.ascontiguousarray(frames_FSSC).data)
         answers.flush()
@@ -226,7 +238,7 @@ def serve(request: dict[str, Any]) -> None:
             return
         for line in sys.stdin:
             ranges = json.loads(line)
-            yield ranges, shown_frames(request["chapters"], rate, ranges)
+            yield ranges, shown_frames(request["chapters"], rate, ranges, damaged)
 
     try:
         aspect = Fraction(1) if live is not None else probe(Path(request["name"])).aspect
@@ -246,8 +258,7 @@ def serve(request: dict[str, Any]) -> None:
                 if held and held[0][0] <= last:
                     ignored_HW = ignored_mask(held[0][1][None], render.shown, region, ignore)
                     for stretch in cut_stretches(until(last), rate, size, crop, ignored_HW):
-                        line = {"first": stretch.first, "n": len(stretch.frames_FSSC), "notes": stretch.notes}
-                        answer(line, stretch.frames_FSSC)
+                        answer({"first": stretch.first, "n": len(stretch.frames_FSSC)}, stretch.frames_FSSC)
                 answer({"end": True})
     except VideoError as error:
         answer({"error": str(error), "status": str(error.status)})

@@ -30,7 +30,6 @@ class Stretch:
 
     first: int
     frames_FSSC: np.ndarray  # uint8 RGB
-    notes: tuple[str, ...] = ()  # about the square: see dtsf.cache.status.CROP_NOTES
 
 
 def cut_stretches(
@@ -54,9 +53,9 @@ def cut_stretches(
     def cut(n: int) -> Stretch:
         frames_FHWC = np.stack(kept[:n])
         searched = np.unique(np.linspace(0, n - 1, min(n, SEARCHED)).round().astype(int))
-        frames_FSSC, notes = cut_square(frames_FHWC, size, crop, ignored_HW, searched)
+        frames_FSSC, _ = cut_square(frames_FHWC, size, crop, ignored_HW, searched)
         del kept[:n], movement[:n]
-        return Stretch(first, frames_FSSC, notes)
+        return Stretch(first, frames_FSSC)
 
     for number, picture_HWC in pictures:
         first = first if kept else number
