@@ -146,9 +146,10 @@ def export(
 
     ``encoder``: also write the frame encoder of the run; see :func:`dtsf.predict.onnx.export_encoder`.
     """
-    from dtsf.predict.onnx import export_encoder, export_onnx
+    from dtsf.predict.onnx import check_export, export_encoder, export_onnx
 
     loaded = load(run)
+    check_export(loaded.state, file, encoder, views)
     if encoder is not None:
         export_encoder(loaded.state, encoder, encoder_weights)
     return export_onnx(loaded.net, loaded.state, file, views=views, on_progress=on_progress)

@@ -16,7 +16,9 @@ import pytest
 import torch
 from make_groups import assert_same_outputs, run_state
 
+from dtsf import api
 from dtsf.errors import CheckpointError, ConfigError
+from dtsf.files.write import check_targets
 from dtsf.model.config import BranchConfig, ModelConfig
 from dtsf.model.network import DTSFNet
 from dtsf.pipeline.preprocess import make_spec
@@ -171,6 +173,25 @@ def test_page_about_export__its_program_answers_as_predict(tmp_path):
         assert found["probabilities"] == pytest.approx(wanted.probabilities, abs=3e-4)
         answers.append(found["probabilities"])
     assert answers[0] != pytest.approx(answers[1], abs=1e-3)  # the answer hangs on the crop
+
+
+@pytest.mark.parametrize(("file", "views", "message"), [
+    ("gone/net.onnx", None, "--onnx .*the folder .* does not exist"),
+    (".", None, "--onnx .*is a folder"),
+    ("e.onnx", None, "--onnx and --encoder name the same file"),
+    ("net.onnx", 99, "--views 99"),
+])
+def test_export__refuses_before_it_writes_the_first_file(world, tmp_path, file, views, message):
+    with pytest.raises(ConfigError, match=message):
+        api.export(world / "run", tmp_path / file, views=views, encoder=tmp_path / "e.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_check_targets__needs_a_folder_that_takes_files(tmp_path, monkeypatch):
+    check_targets({"--onnx": tmp_path / "a", "--encoder": tmp_path / "b"})
+    monkeypatch.setattr(os, "access", lambda folder, mode: False)  # root may write everywhere
+    with pytest.raises(ConfigError, match="--onnx .*nothing can be written to"):
+        check_targets({"--onnx": tmp_path / "a"})
 
 
 def test_export_encoder__names_the_wrong_value(tmp_path):

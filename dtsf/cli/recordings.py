@@ -32,6 +32,7 @@ def sync_command(
     min_trust: Annotated[float, Option(min=0, help=TRUST_HELP)] = 1.0,
 ) -> None:
     """Find when each camera began, by what the cameras hear, else by what moves. The first camera of a recording is the clock."""
+    from dtsf.files.write import check_targets
     from dtsf.recordings.sync import SyncError, sync_recordings
     from dtsf.recordings.table import read_recordings, recording_of, write_offsets
 
@@ -42,6 +43,8 @@ def sync_command(
     if videos and len(videos) == 1:
         raise ConfigError(f"{videos[0]}: one camera has nothing to compare with: give a video of each camera")
     given = read_recordings(recordings) if recordings is not None else (recording_of(videos or []),)
+    if write and recordings is not None:
+        check_targets({"--recordings": recordings})  # before the minutes that it takes
     paths = [path for one in given for camera in one.cameras for path in camera.paths]
     with progress("sync", "files") as update:
         begun: set[Path] = set()

@@ -164,8 +164,6 @@ def export_command(
 
     if encoder is None and encoder_weights is not None:
         raise ConfigError(f"--encoder-weights {encoder_weights} needs --encoder FILE")
-    if encoder is not None and encoder.absolute() == onnx.absolute():
-        raise ConfigError(f"--encoder and --onnx name the same file, {onnx}: give two files")
     with progress("export", "steps") as update:
         made = api.export(run, onnx, views=views, encoder=encoder, encoder_weights=encoder_weights, on_progress=update)
     spec, videos = made.spec, " ".join(f"CAM{v + 1}" for v in range(made.views))

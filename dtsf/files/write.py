@@ -12,11 +12,11 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
-from dtsf.errors import CacheError, DtsfError
+from dtsf.errors import CacheError, ConfigError, DtsfError
 
 TEMPORARY = ".dtsf-tmp-"
 PATIENCE = 1.0  # seconds before a held lock is an error
@@ -43,6 +43,23 @@ def write_atomically(
         hint = f"Committed files are safe: {remedy(refused)} and run the same command again"
         made = error(refusal(refused)) if error else CacheError(f"cannot write {path}: {refusal(refused)}. {hint}")
         raise made from refused
+
+
+def check_targets(files: Mapping[str, Path], example: str = "FILE") -> None:
+    """Raise ConfigError if a file cannot be written, before the work whose result it gets. ``files``: of one command, by option.
+    ``example``: name of such a file, for the message.
+    """
+    options: dict[Path, str] = {}
+    for option, file in files.items():
+        if file.is_dir():
+            raise ConfigError(f"{option} {file} is a folder: name a file in it, for example {file / example}")
+        folder = file.absolute().parent
+        if not folder.is_dir():
+            raise ConfigError(f"{option} {file}: the folder {folder} does not exist")
+        if not os.access(folder, os.W_OK):
+            raise ConfigError(f"{option} {file}: nothing can be written to {folder}: check its permissions")
+        if (other := options.setdefault(file.absolute(), option)) != option:
+            raise ConfigError(f"{other} and {option} name the same file, {file}: give two files")
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from dtsf.cache.schema import CacheSpec, DatasetInfo
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import first_line, parse_model, read_file
-from dtsf.files.write import write_atomically
+from dtsf.files.write import check_targets, write_atomically
 from dtsf.pipeline.encoders.efficientnet_lite import quiet_export
 from dtsf.predict.onnx_mixer import translations, with_exported_mixers
 from dtsf.settings import Frozen
@@ -109,12 +109,9 @@ def export_onnx(
     """
     from onnxscript import optimizer
 
-    n_views = len(state.info.view_names)
-    if views is not None and not 1 <= views <= n_views:
-        raise ConfigError(f"--views {views}: {state.info.name} has 1 to {n_views} views")
-    _check_file("--onnx", file)
+    check_export(state, file, views=views)
     known = {name: getattr(state, name) for name in ("spec", "info", "protocol", "fingerprint")}
-    metadata = OnnxMetadata(views=views or n_views, **known)
+    metadata = OnnxMetadata(views=views or len(state.info.view_names), **known)
     spec = state.spec
     example_VFHWC = torch.zeros(metadata.views, spec.frames, spec.grid, spec.grid, spec.channels)
     graph = _Graph(net, state.recipe.train.draws).eval()
@@ -141,6 +138,14 @@ def export_onnx(
     write_atomically(file, data, error=lambda why: ConfigError(f"--onnx {file} cannot be written: {why}"))
     on_progress(3, 3, "")
     return metadata
+
+
+def check_export(state: RunState, file: Path, encoder: Path | None = None, views: int | None = None) -> None:
+    """Raise ConfigError if an export of a run is refused: the number of views, or one of its files."""
+    n_views = len(state.info.view_names)
+    if views is not None and not 1 <= views <= n_views:
+        raise ConfigError(f"--views {views}: {state.info.name} has 1 to {n_views} views")
+    check_targets({"--onnx": file} | ({"--encoder": encoder} if encoder is not None else {}), "net.onnx")
 
 
 @contextmanager
@@ -183,17 +188,9 @@ def export_encoder(state: RunState, file: Path, weights: Path | None = None) -> 
     """
     from dtsf.pipeline.encoders.choose import encoder_onnx
 
-    _check_file("--encoder", file)
+    check_targets({"--encoder": file}, "encoder.onnx")
     data = encoder_onnx(state.spec, weights)
     write_atomically(file, data, error=lambda why: ConfigError(f"--encoder {file} cannot be written: {why}"))
-
-
-def _check_file(option: str, file: Path) -> None:
-    """Refuse a file that cannot be written before the seconds that its content takes."""
-    if file.is_dir():
-        raise ConfigError(f"{option} {file} is a folder: name a file in it, for example {file / 'net.onnx'}")
-    if not file.parent.is_dir():
-        raise ConfigError(f"{option} {file}: the folder {file.parent} does not exist")
 
 
 class ExportedNetwork(NamedTuple):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dtsf.errors import ConfigError
-from dtsf.files.write import fresh_file
+from dtsf.files.write import check_targets, fresh_file
 from dtsf.report.gallery import VIEW_COLOURS
 
 if TYPE_CHECKING:
@@ -44,11 +44,10 @@ class Caption(NamedTuple):
 
 
 def check_film(file: Path) -> None:
-    """Raise ConfigError if the ending of the file is unknown or its folder does not exist."""
+    """Raise ConfigError if the ending of the file is unknown, or it cannot be written."""
     if file.suffix.lower() not in FORMATS:
         raise ConfigError(f"--video {file}: the name must end in {', '.join(FORMATS)}")
-    if not file.absolute().parent.is_dir():
-        raise ConfigError(f"--video {file}: the folder {file.absolute().parent} does not exist")
+    check_targets({"--video": file}, "film.mp4")
 
 
 def film_videos(file: Path, videos: Sequence[Path], spans: Sequence[Span], **caption: Any) -> None:
