@@ -102,6 +102,7 @@ def train(
     settings: TrainSettings | None = None,
     on_recipe: Callable[[str, str], None] | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
+    on_begin: Callable[[str], None] = lambda _: None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     **changes: Any,
 ) -> TrainResult:
@@ -112,6 +113,7 @@ def train(
         settings: All other settings. ``changes`` replace single fields of :class:`dtsf.training.settings.TrainSettings`.
         on_recipe: Called with the name of the recipe and the reason for it.
         on_start: Called after all checks, before the first step.
+        on_begin: Called with what begins then, before the first epoch: reading the cache, loading the scan.
         on_epoch: Called after each epoch.
 
     Raises ConfigError: a setting is unknown or does not fit the data. Raises CacheError: the cache is missing. Raises
@@ -119,7 +121,8 @@ def train(
     """
     from dtsf.training.train import train as run_train
 
-    return run_train(Path(cache), settings, on_recipe=on_recipe, on_start=on_start, on_epoch=on_epoch, **changes)
+    calls: dict[str, Any] = {"on_recipe": on_recipe, "on_start": on_start, "on_begin": on_begin, "on_epoch": on_epoch}
+    return run_train(Path(cache), settings, **calls, **changes)
 
 
 def load(run: str | Path) -> Run:

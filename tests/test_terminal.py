@@ -92,6 +92,21 @@ def test_progress_bar__escapes_title_and_note():
     assert "\\x1b[31mred" in stream.getvalue()
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress__says_at_once_what_begins(capfd, monkeypatch, terminal):
+    stream = io.StringIO()
+    shown = screen.make_console(stream, force_terminal=terminal, width=200)
+    monkeypatch.setattr(screen, "console", lambda: shown)
+    with screen.progress("train", "epochs") as update:
+        update(0, 0, "reading 9 clips")
+        time.sleep(0.5 * terminal)  # the bar is drawn ten times a second
+        assert "reading 9 clips" in stream.getvalue()
+        update(1, 4, "loss 1")
+        update(2, 4, "loss 0")
+    assert "of 0" not in stream.getvalue()
+    assert "0/0" not in stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("words", "usage"),
     [("predict n\x1b[31m\nope.mp4 --run r\x1b", False), ("evaluate \x1b]0;t\x07", False), ("evaluate a b\x1b[31m", True)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 @with_settings(TrainSettings, overrides=list[str])
 def train_command(cache: CACHE = Path("cache"), *, settings: TrainSettings) -> None:
     """Stage 2: train DTSFNet from the cache and evaluate it on the test clips of the protocol."""
+    if os.environ.get("RANK", "0") == "0":  # torchrun's; what reads all of them needs PyTorch
+        console().print("loading PyTorch")
     from dtsf import api
     from dtsf.training.distributed import current_world
     from dtsf.training.protocols import subjects_of
@@ -75,6 +78,7 @@ def train_command(cache: CACHE = Path("cache"), *, settings: TrainSettings) -> N
             settings=settings,
             on_recipe=lambda name, why: say(f"recipe {name}: {why}"),
             on_start=announce,
+            on_begin=lambda text: update(0, 0, text),
             on_epoch=on_epoch,
         )
     if not current_world().first:

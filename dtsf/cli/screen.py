@@ -179,10 +179,10 @@ def make_console(stream: IO[str], **options: Any) -> Console:
 
 
 def progress(title: str, unit: str, *, every: float = 30.0) -> AbstractContextManager[Update]:
-    """Show progress during the block. Yields ``update(done, total, note="")``.
+    """Show progress during the block. Yields ``update(done, total, note="")``. With a total of 0, the note says what begins.
 
-    On a terminal: a bar. Elsewhere: a line every ``every`` seconds, also without updates, so that a hang is visible; with
-    ``--verbose`` a line for each update. Nothing with ``--quiet``.
+    On a terminal: a bar. Elsewhere: a line for what begins, and one every ``every`` seconds, also without updates, so that a hang
+    is visible; with ``--verbose`` a line for each update. Nothing with ``--quiet``.
     """
     screen = console()
     if screen.quiet:
@@ -209,6 +209,9 @@ def _progress_lines(title: str, unit: str, screen: Console, every: float) -> Ite
 
     def update(done: int, total: int, note: str = "") -> None:
         nonlocal begin, first, last
+        if not total and note:
+            screen.print(f"{title}: {note}", soft_wrap=True)
+            return
         if first < 0 or done < last[0]:  # as for the bar: a new rate
             begin, first = time.monotonic() if last[0] else begin, max(0, done - 1)
         last = done, total, note
@@ -246,6 +249,9 @@ def progress_bar(title: str, unit: str, screen: Console) -> Iterator[Update]:
         task = bar.tasks[0]
 
         def update(done: int, total: int, note: str = "") -> None:
+            if not total and note:
+                bar.update(job, note=escape_control(note))
+                return
             if task.total is None or done < task.completed:
                 # Work of an earlier run does not count for the rate. A new count (a fold of calibration) starts a new rate.
                 bar.reset(job, total=total, completed=max(0, done - 1))

@@ -207,6 +207,7 @@ class Job:
                     resume=resume,
                     init=None if resume else self.init,
                     on_start=start,
+                    on_begin=lambda text: on_epoch(0, 1, text),
                     on_epoch=on_report,
                     calibrated=self.calibrated,
                     allow_leak=self.allow_leak,

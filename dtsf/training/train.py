@@ -21,6 +21,7 @@ from dtsf.cache.store import open_store
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text, read_file
 from dtsf.files.write import lock, sweep_orphans, write_atomically
+from dtsf.names import counted
 from dtsf.training.calibrate import calibrate, calibration_folds, observe, set_statistics, train_fold
 from dtsf.training.checkpoint import has_checkpoint, load_checkpoint, versions
 from dtsf.training.data import Groups, load_groups, share_groups
@@ -55,6 +56,7 @@ def train(
     *,
     on_recipe: Callable[[str, str], None] | None = None,
     on_start: Callable[[Path, CachedDataset, Split, Recipe], None] | None = None,
+    on_begin: Callable[[str], None] = lambda _: None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     calibrated: bool = True,
     **changes: Any,
@@ -62,7 +64,8 @@ def train(
     """Train a network from the cache and evaluate it on the test clips of the protocol.
 
     Callbacks run in the first process: ``on_recipe`` with the recipe and the reason for it, after the checks; ``on_start`` before
-    the first step. Raises ConfigError, DataError, CacheError or CheckpointError: wrong settings, or a run folder in use.
+    the first step; ``on_begin`` with each work that begins before the first epoch. Raises ConfigError, DataError, CacheError or
+    CheckpointError: wrong settings, or a run folder in use.
     """
     settings = (chosen or TrainSettings()).changed(**changes)
     seed, start, world = settings.seed, time.monotonic(), current_world()
@@ -113,6 +116,7 @@ def train(
         fit_again: Callable[..., FitResult] = partial(fit, **common, seed=seed, device=settings.device)
         options: dict[str, Any] = {"run": folder, "resume": resume, "catalog": data.catalog_hash, "fabric": fabric}
         options |= {"workers": settings.workers, "on_epoch": on_epoch if world.first else None}
+        options |= {"on_begin": on_begin} if world.first else {}
         load = partial(load_groups, data)
         fitted = fit_calibrated(
             split, recipe, load=load, fit_again=fit_again, protocol=protocol.name, calibrated=calibrated, **options
@@ -146,6 +150,7 @@ def fit_calibrated(
     workers: int | None = None,
     catalog: str = "",
     fabric: Any = None,
+    on_begin: Callable[[str], None] = lambda _: None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> FitResult:
     """Train the network and those of the folds of its calibration, side by side; then calibrate it.
@@ -155,7 +160,9 @@ def fit_calibrated(
     """
     calibrated = calibrated and not (resume and _is_calibrated(run))
     folds, unit = calibration_folds(split, recipe, protocol) if calibrated else ([], "")
-    load = share_groups(load, [*split.train, *split.held_out])
+    shared = [*split.train, *split.held_out]
+    on_begin(f"reading {counted(len(shared), 'clip')} of the cache")
+    load = share_groups(load, shared)
 
     def train(report: Callable[[EpochReport], None]) -> FitResult:
         groups, held_out = load(split.train), load(split.held_out) if split.held_out else None
@@ -179,6 +186,8 @@ def fit_calibrated(
 
     results: dict[int, Any] = {}
     n_workers = usable_workers(len(jobs), wanted=workers, threads=recipe.train.usable_threads)
+    several = f" of {len(jobs)} trainings" if len(jobs) > 1 else ""
+    on_begin(f"{'next' if resume else 'first'} epoch{several}, may compile the scan")
     for k, result in side_by_side(jobs, workers=n_workers, on_report=pass_on):
         results[k], done[k] = result, epochs
     fitted: FitResult = results.pop(0)
