@@ -20,6 +20,7 @@ from dtsf.experiments.crossval_files import advice, read_others, write_crossval
 from dtsf.experiments.folds import plan_folds
 from dtsf.experiments.grid import identity
 from dtsf.experiments.settings import CrossvalSettings
+from dtsf.training import start
 from dtsf.training.answers import read_answers
 
 TINY = [*SMALL_NETWORK, "train.epochs=1", "train.calibrate=0", "train.batch_size=12"]
@@ -299,6 +300,19 @@ def test_crossval__refuses_a_start_that_has_seen_a_person_before_the_first_train
     with pytest.raises(ConfigError, match=r"was trained on drawn by cross-subject:1: it has seen people of this test \(2\)"):
         package.crossval(cache, **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_crossval__reads_the_start_of_all_folds_once_and_notes_it(cache, whole, tmp_path, monkeypatch):
+    read, given, folder = [], start.load_checkpoint, whole[1] / whole[0].folds[0].run
+    monkeypatch.setattr(start, "load_checkpoint", lambda path: read.append(path) or given(path))
+
+    def stop(result):
+        assert f"--init {folder} was trained on drawn" in result.notes[0]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        package.crossval(cache, on_result=stop, **COMMON | {"out": tmp_path, "init": folder, "allow_leak": True})
+    assert read == [folder / "last"]
 
 
 def test_crossval__names_what_to_remove_of_damaged_answers(cache, whole, tmp_path):

@@ -16,7 +16,7 @@ from dtsf.model.config import ModelConfig
 from dtsf.model.videomamba import VideoMamba
 from dtsf.training.init_weights import load_initial_weights, read_initial_weights
 from dtsf.training.recipe import Recipe
-from dtsf.training.start import start_from
+from dtsf.training.start import fit_recipe, read_start
 
 SMALL = ModelConfig(width=384, depth=24, patch=16, reduce=0, readout="cls", frames=16)
 TINY = ModelConfig(width=32, depth=2, patch=4, reduce=0, readout="cls", frames=4)
@@ -35,7 +35,7 @@ def loaded(file, content, config=TINY, **sizes):
     """An encoder that starts from a file of ``content``, and the report."""
     (save_file if file.suffix == ".safetensors" else torch.save)(content, file)
     net = encoder(config, **sizes)
-    return net, load_initial_weights(net, read_initial_weights(file, config))
+    return net, load_initial_weights(net, read_initial_weights(file))
 
 
 def refused(file, content, message, config=TINY):
@@ -43,7 +43,7 @@ def refused(file, content, message, config=TINY):
     if content is not None:
         torch.save(content, file)
     with pytest.raises(CheckpointError, match=message):
-        start_from(file, Recipe(model=config), None)
+        fit_recipe(read_start(file), Recipe(model=config), None)
 
 
 @pytest.mark.parametrize(("width", "depth", "side", "size", "frames"), [
@@ -130,7 +130,7 @@ def test_load__reports_a_random_stem_for_embeddings(tmp_path):
     torch.save(tiny(), tmp_path / "weights.pth")
     net = encoder(TINY, channels=24)
     before = net.patch_embed.proj.weight.clone()
-    report = load_initial_weights(net, read_initial_weights(tmp_path / "weights.pth", TINY))
+    report = load_initial_weights(net, read_initial_weights(tmp_path / "weights.pth"))
     assert report.left["patch_embed.proj.weight"] == "32 x 3 x 1 x 4 x 4 in the file, 32 x 24 x 1 x 4 x 4 here"
     assert report.left["patch_embed.proj.bias"] == "the other half of the layer does not fit"
     assert report.missing == ["patch_embed.proj.weight", "patch_embed.proj.bias"]
@@ -170,12 +170,12 @@ def test_read__refuses_files_that_are_not_checkpoints(tmp_path, capsys):
     assert "code" not in capsys.readouterr().out
 
 
-def test_start_from__auto_takes_the_size_of_the_file_unless_impossible(tmp_path):
+def test_fit_recipe__auto_takes_the_size_of_the_file_unless_impossible(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save({"model": tiny()}, file)
     for fixed in {}, {"width": 32}, {"depth": 2}:
         config = ModelConfig.model_validate(TINY.model_dump() | {"width": "auto", "depth": "auto"} | fixed)
-        taken = start_from(file, Recipe(model=config), None)[0].model
+        taken = fit_recipe(read_start(file), Recipe(model=config), None).model
         assert (taken.width, taken.depth, taken.frames) == (32, 2, config.frames)
     refused(file, None, r"the recipe's width 48: --set model.width=32$", config.model_copy(update={"width": 48}))
     refused(file, None, r"width 384, depth 24: --set model.width=32 --set model.depth=2", SMALL)

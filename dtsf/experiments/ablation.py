@@ -26,6 +26,7 @@ from dtsf.training.answers import Answers
 from dtsf.training.protocols import parse_protocol
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, read_toml
 from dtsf.training.scores import Comparison, Summary, compare, summarise
+from dtsf.training.start import read_start
 from dtsf.training.train import check_device, check_recipe_fits
 
 
@@ -61,7 +62,7 @@ def ablate(
     fields of :class:`.settings.AblateSettings`. Raises ConfigError, CacheError, CheckpointError: before the first training.
     """
     chosen = settings.changed(**changes) if settings is not None else AblateSettings.of(**changes)
-    cache, out, gap, init = Path(cache), chosen.out, chosen.gap, chosen.init
+    cache, out, gap = Path(cache), chosen.out, chosen.gap
     data = open_dataset(cache, chosen.dataset)
     if chosen.folds is not None and chosen.protocol is not None:
         raise ConfigError("--folds and --protocol exclude each other: folds test every clip once")
@@ -79,9 +80,10 @@ def ablate(
         except ConfigError as error:
             raise ConfigError(f"row {row.variant!r}: {error}") from error
     check_device(chosen.device)
-    options: dict[str, Any] = {"allow_leak": chosen.allow_leak, "one": chosen.folds is None, "init": init}
+    start = read_start(chosen.init)
+    options: dict[str, Any] = {"allow_leak": chosen.allow_leak, "one": chosen.folds is None, "start": start}
     folds = open_folds(cache, data, rules, load_recipe(recipe, chosen.changes()), chosen.tests, **options)
-    grid = Grid(out, cache, data, folds, recipe, chosen, init, calibrated=False)
+    grid = Grid(out, cache, data, folds, recipe, chosen, start, calibrated=False)
     tests = grid.tests(by)
     names = [test.name for test in tests]
     if gap is not None and not set(gap) <= set(names):

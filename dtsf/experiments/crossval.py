@@ -23,6 +23,7 @@ from dtsf.training.answers import Answers
 from dtsf.training.protocols import subjects_of
 from dtsf.training.recipe import default_recipe, load_recipe
 from dtsf.training.scores import Numbers, compare, sum_up, summarise
+from dtsf.training.start import read_start
 from dtsf.training.train import check_device, check_recipe_fits
 
 Point = tuple[str, int]
@@ -53,9 +54,10 @@ def crossval(
     loaded = load_recipe(recipe, chosen.changes())
     check_recipe_fits(loaded, data, rule)
     check_device(chosen.device)
-    folds = open_folds(cache, data, rules, loaded, chosen.tests, allow_leak=chosen.allow_leak, init=chosen.init)
-    grid = Grid(out, cache, data, folds, recipe, chosen, chosen.init)
-    whole = [resolve(loaded, data, fold.split, chosen.init).model_dump(mode="json") for fold in folds]
+    start = read_start(chosen.init)
+    folds = open_folds(cache, data, rules, loaded, chosen.tests, allow_leak=chosen.allow_leak, start=start)
+    grid = Grid(out, cache, data, folds, recipe, chosen, start)
+    whole = [resolve(loaded, data, fold.split, start).model_dump(mode="json") for fold in folds]
     clips = [[str(fold.rule), identity(data, (*fold.split.train, *fold.split.test))] for fold in folds]
     classes = [name for name in data.info.class_names if name not in loaded.train.exclude_classes]
     key = hash_of([data.info.name, classes, data.spec.fingerprint(), by, clips])

@@ -23,7 +23,7 @@ from dtsf.training.protocols import Protocol, Split, split_clips, subjects_of
 from dtsf.training.recipe import Recipe, load_recipe
 from dtsf.training.scores import person_names
 from dtsf.training.splits import check_split, exclude_classes, make_folds
-from dtsf.training.start import check_start, read_run, weights_file
+from dtsf.training.start import Start, check_start, weights_file
 
 PARTS = 5
 """Parts of the groups, without another number."""
@@ -105,24 +105,21 @@ def open_folds(
     *,
     allow_leak: bool = False,
     one: bool = False,
-    init: Path | None = None,
+    start: Start | None = None,
 ) -> tuple[Fold, ...]:
     """Divide a dataset by each rule. A further test without its own protocol has that of the fold, so that the same people are left
-    out. ``one``: the rule is a protocol of its own, not a fold. ``init``: start of every training. Raises ConfigError: a class can
+    out. ``one``: the rule is a protocol of its own, not a fold. ``start``: of every training. Raises ConfigError: a class can
     be learned in no fold that tests it, or as :func:`.start.check_start` and :func:`.grid.open_tests`.
     """
     folds: list[Fold] = []
     lonely: dict[str, list[str]] = defaultdict(list)
-    start = read_run(init)
     for name, rule in rules.items():
         split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
         split = check_split(data, split, data.info.class_names, rule, allow_leak=allow_leak)
         known, info = exclude_classes(split, data.info, recipe.train.exclude_classes)
         for label in {clip.label for clip in known.test} - {clip.label for clip in known.train}:
             lonely[info.class_names[label]].append(name)
-        notes = check_start(
-            start, split.model_copy(update={"notes": ()}), data.info, str(rule), allow_leak=allow_leak
-        ).notes
+        notes = check_start(start, split, data.info, str(rule), allow_leak=allow_leak)
         asked = open_tests(cache, data, rule, split, tests, usual="all" if one else str(rule))
         folds.append(Fold(len(folds), name, rule, split, asked, notes))
     if lonely and not one:
@@ -144,13 +141,13 @@ class Grid:
     folds: tuple[Fold, ...]
     recipe: str
     chosen: Trainings
-    init: Path | None = None
+    start: Start | None = None
     calibrated: bool = True
 
     @cached_property
     def _common(self) -> list[list[Any]]:
-        start = None if self.init is None else weights_file(self.init).stat()
-        init = None if start is None else [start.st_size, start.st_mtime_ns]
+        file = None if self.start is None else weights_file(self.start.path).stat()
+        init = None if file is None else [file.st_size, file.st_mtime_ns]
         info, fingerprint = self.data.info.model_dump(mode="json"), self.data.spec.fingerprint()
         last = [init, versions()["dtsf"], *(["calibrated"] if self.calibrated else [])]
         clips = [identity(self.data, fold.split.train) for fold in self.folds]
@@ -166,7 +163,7 @@ class Grid:
         for seed in self.chosen.seeds:
             for k, fold in enumerate(self.folds):
                 changes = (*overrides, *limit(fold, seed))
-                settings = resolve(load_recipe(self.recipe, changes), self.data, fold.split, self.init)
+                settings = resolve(load_recipe(self.recipe, changes), self.data, fold.split, self.start)
                 found[k, seed] = self._job(name, k, seed, changes, settings)
         return found
 
@@ -188,7 +185,7 @@ class Grid:
             seed=seed,
             tests=fold.tests,
             device=self.chosen.device,
-            init=self.init,
+            init=None if self.start is None else self.start.path,
             calibrated=self.calibrated,
             allow_leak=self.chosen.allow_leak,
             workers=self.chosen.workers,
@@ -202,7 +199,7 @@ class Grid:
             "dataset": self.data.info.name,
             "recipe": self.recipe,
             "overrides": self.chosen.changes(),
-            "init": None if self.init is None else str(self.init),
+            "init": None if self.start is None else str(self.start.path),
             "device": self.chosen.device,
             "seeds": self.chosen.seeds,
             "fingerprint": self.data.spec.fingerprint(),

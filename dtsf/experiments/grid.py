@@ -19,7 +19,7 @@ from dtsf.files.write import lock
 from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips, subjects_of
 from dtsf.training.recipe import Recipe, resolve_auto
 from dtsf.training.splits import compare_sides, exclude_classes, limit_training
-from dtsf.training.start import start_from
+from dtsf.training.start import Start, fit_recipe
 
 K = TypeVar("K", bound=Hashable)
 
@@ -85,12 +85,12 @@ def hash_of(document: object) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(document, sort_keys=True).encode())
 
 
-def resolve(recipe: Recipe, data: CachedDataset, split: Split, init: Path | None) -> Recipe:
-    """Return the recipe with the sizes that the training will choose for this split or for the run or checkpoint ``init``."""
+def resolve(recipe: Recipe, data: CachedDataset, split: Split, start: Start | None) -> Recipe:
+    """Return the recipe with the sizes that the training will choose for this split or for its start."""
     split, info = exclude_classes(split, data.info, recipe.train.exclude_classes)
     clips = limit_training(split, recipe.train).train
     n_groups = len({clip.group for clip in clips})
-    return resolve_auto(start_from(init, recipe, data.spec)[0], len(clips), n_groups, info.class_names)
+    return resolve_auto(fit_recipe(start, recipe, data.spec), len(clips), n_groups, info.class_names)
 
 
 def locked(out: Path, command: str) -> AbstractContextManager[None]:

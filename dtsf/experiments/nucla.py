@@ -33,6 +33,7 @@ from dtsf.pipeline.preprocess import PreprocessResult, Progress
 from dtsf.training.protocols import parse_protocol, split_clips
 from dtsf.training.recipe import builtin_names, default_recipe, load_recipe
 from dtsf.training.splits import check_split
+from dtsf.training.start import read_start
 
 Plan = tuple[str, ReproduceSettings, Path]
 Show = Callable[[str, str], AbstractContextManager[Callable[..., None]]]
@@ -268,13 +269,13 @@ def _preprocess(
         say(f"stage 1 was done before: {result.clips} clips")
     else:
         say(f"stage 1: {result.changes.to_decode} clips in {result.seconds:.0f} s")
-    data, jobs = open_dataset(cache, NAME), []
+    data, start, jobs = open_dataset(cache, NAME), read_start(plan.init), []
     for protocol in protocols:
         rule = parse_protocol(protocol, data.info.kind)
         split = split_clips(data.clips, rule, data.info.kind, data.info.view_names)
         split = check_split(data, split, data.info.class_names, rule, allow_leak=plan.allow_leak)
         recipe = plan.recipe or default_recipe(data.info, data.spec, rule.name)[0]
-        settings = resolve(load_recipe(recipe, plan.changes()), data, split, plan.init)
+        settings = resolve(load_recipe(recipe, plan.changes()), data, split, start)
         common: dict[str, Any] = {"recipe": recipe, "overrides": plan.changes(), "settings": settings}
         common |= {"tests": open_tests(cache, data, rule, split), "device": plan.device, "init": plan.init}
         common |= {"allow_leak": plan.allow_leak, "workers": plan.workers}

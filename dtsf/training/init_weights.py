@@ -42,11 +42,9 @@ class InitReport:
     summary: str = ""
 
 
-def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """Read a checkpoint (``.pth``, ``.pt`` or ``.safetensors``) and compare the sizes of its blocks with the recipe.
-
-    Stem, positions and head may differ: they are adapted or dropped. Returns tensors by VideoMamba's names. Raises CheckpointError:
-    no readable VideoMamba checkpoint of tensors only, or another size; the message names the ``--set`` that fits.
+def read_initial_weights(file: Path) -> dict[str, Tensor]:
+    """Read a checkpoint (``.pth``, ``.pt`` or ``.safetensors``): tensors by VideoMamba's names. Raises CheckpointError: no readable
+    VideoMamba checkpoint of tensors only.
     """
     data = read_file(file, limit=1 << 36, error=lambda why: CheckpointError(f"--init {why}"), follow=True)
     try:
@@ -67,6 +65,15 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
         raise CheckpointError(f"--init {file}: not a VideoMamba checkpoint: it has no tensor layers.0...")
     if (unfit := first_unfit(weights, len(data))) is not None:
         raise CheckpointError(f"--init {file}: {unfit} is not a dense tensor, or is larger than the file")
+    if (bad := first_not_finite(weights)) is not None:
+        raise CheckpointError(f"--init {file}: {bad} has values that are not finite")
+    return weights
+
+
+def check_blocks(file: Path, weights: dict[str, Tensor], config: ModelConfig) -> None:
+    """Raise CheckpointError if the blocks of a checkpoint have other sizes than the recipe. The message names the ``--set`` that
+    fits. Stem, positions and head may differ: they are adapted or dropped.
+    """
     first = "layers.0.mixer."
     try:
         width, depth = width_and_depth(weights)
@@ -87,9 +94,6 @@ def read_initial_weights(file: Path, config: ModelConfig) -> dict[str, Tensor]:
         ours = ", ".join(f"{key} {getattr(config, key)}" for key in wrong)
         change = " ".join(f"--set model.{key}={value}" for key, value in wrong.items())
         raise CheckpointError(f"--init {file} does not fit the recipe's {ours}: {change}")
-    if (bad := first_not_finite(weights)) is not None:
-        raise CheckpointError(f"--init {file}: {bad} has values that are not finite")
-    return weights
 
 
 def width_and_depth(weights: dict[str, Tensor]) -> tuple[int, int]:

@@ -110,7 +110,7 @@ def fit(
 ) -> FitResult:
     """Train a network. The first process writes checkpoints to the existing folder ``run`` and one line a step to its log.
 
-    ``initial``: start from a run or checkpoint, see :func:`.start.start_from`; ``init.json`` reports its use. ``held_out``:
+    ``initial``: start from a run or checkpoint, see :func:`.start.read_start`; ``init.json`` reports its use. ``held_out``:
     groups that are evaluated after each epoch, required for a patience. ``catalog``: hash of the clips and their annotations.
     Raises CheckpointError: the checkpoint to resume has another recipe, cache or seed. Raises DivergedError: a loss, gradient or
     weight is not finite; the last checkpoint is kept.

@@ -21,7 +21,13 @@ from dtsf.model.config import BranchConfig
 from dtsf.model.network import DTSFNet
 from dtsf.settings import explain
 from dtsf.training.checkpoint import RunState, has_checkpoint, load_checkpoint
-from dtsf.training.init_weights import InitReport, load_initial_weights, read_initial_weights, width_and_depth
+from dtsf.training.init_weights import (
+    InitReport,
+    check_blocks,
+    load_initial_weights,
+    read_initial_weights,
+    width_and_depth,
+)
 from dtsf.training.protocols import Split, subjects_of
 from dtsf.training.recipe import Recipe
 
@@ -84,13 +90,13 @@ def weights_file(path: Path) -> Path:
     return file
 
 
-def read_run(path: Path | None) -> Start | None:
-    """Return the weights of ``--init RUN``; None for a file or no path. Raises CheckpointError: no such file or run, or damaged."""
+def read_start(path: Path | None) -> Start | None:
+    """Read the weights of ``--init PATH``; None without a path. Raises CheckpointError: no such file or run, or it is damaged."""
     if path is None:
         return None
     weights_file(path)
     if not path.is_dir():
-        return None
+        return Start(path, read_initial_weights(path))
     checkpoint, file = load_checkpoint(path / "last"), path / "init.json"
     before: tuple[Seen, ...] = ()
     if file.exists():
@@ -102,16 +108,17 @@ def read_run(path: Path | None) -> Start | None:
     return Start(path, checkpoint.weights, checkpoint.state, before)
 
 
-def start_from(path: Path | None, recipe: Recipe, spec: CacheSpec) -> tuple[Recipe, Start | None]:
-    """Return the recipe with the sizes of the checkpoint or run for ``auto``, and the start. Without a path nothing changes.
+def fit_recipe(start: Start | None, recipe: Recipe, spec: CacheSpec) -> Recipe:
+    """Return the recipe with the sizes of the start for ``auto``. Without a start nothing changes.
 
-    ``spec``: settings of the cache. Raises CheckpointError: not readable, other sizes, or a run of other embeddings; the
-    message names the next command.
+    ``spec``: settings of the cache. Raises CheckpointError: other sizes, or a run of other embeddings; the message names the
+    next command.
     """
-    if path is None:
-        return recipe, None
-    start = read_run(path) or Start(path, read_initial_weights(path, recipe.model))
-    if (run := start.run) is None:
+    if start is None:
+        return recipe
+    path, run = start.path, start.run
+    if run is None:
+        check_blocks(path, start.weights, recipe.model)
         width, depth = width_and_depth(start.weights)
     else:
         _check_embeddings(path, run.spec, spec)
@@ -124,7 +131,7 @@ def start_from(path: Path | None, recipe: Recipe, spec: CacheSpec) -> tuple[Reci
     recipe = recipe.model_copy(update={"model": model})
     if run is not None:
         _check_recipe(path, run, recipe)
-    return recipe, start
+    return recipe
 
 
 def keep_inputs(net: DTSFNet, run: Path) -> None:
@@ -213,12 +220,14 @@ def _load_run(net: DTSFNet, weights: dict[str, Tensor], theirs: DatasetInfo, our
     return report
 
 
-def check_start(start: Start | None, split: Split, info: DatasetInfo, protocol: str, *, allow_leak: bool) -> Split:
-    """Return the split with notes about the start. Raises ConfigError: its run, or one that this started from, may have seen people
-    whom only the test has.
+def check_start(
+    start: Start | None, split: Split, info: DatasetInfo, protocol: str, *, allow_leak: bool
+) -> tuple[str, ...]:
+    """Return notes about the start. Raises ConfigError: its run, or one that this started from, may have seen people whom only the
+    test has.
     """
     if start is None or start.run is None:
-        return split
+        return ()
     notes = start.run.unfinished(start.path)
     unseen = set(subjects_of(split.test)) - set(subjects_of([*split.train, *split.held_out]))
     for n, seen in enumerate(start.seen):
@@ -232,4 +241,4 @@ def check_start(start: Start | None, split: Split, info: DatasetInfo, protocol: 
             notes = (*notes, f"{where}: it may have seen clips of this test")
         elif people:
             notes = (*notes, f"{where}: people there have names of this test: {people}")
-    return split.model_copy(update={"notes": (*split.notes, *notes)})
+    return notes

@@ -34,7 +34,7 @@ from dtsf.training.protocols import Protocol, Split, parse_protocol, split_clips
 from dtsf.training.recipe import Recipe, default_recipe, load_recipe, resolve_auto
 from dtsf.training.settings import TrainSettings
 from dtsf.training.splits import check_split, clip_seconds, exclude_classes, hold_out, limit_training
-from dtsf.training.start import check_start, start_from
+from dtsf.training.start import check_start, fit_recipe, read_start
 
 logger = logging.getLogger(__name__)
 
@@ -83,15 +83,18 @@ def train(
     split = limit_training(split, recipe.train)
     init = _init_of(settings)
     gone = settings.init is None and init is not None and not init.exists()
-    recipe, initial = start_from(None if gone else init, recipe, data.spec)
+    initial = read_start(None if gone else init)
+    recipe = fit_recipe(initial, recipe, data.spec)
     recipe = resolve_auto(recipe, len(split.train), len({clip.group for clip in split.train}), info.class_names)
     info = info.model_copy(update={"clip_seconds": clip_seconds(data, split.train, len(info.class_names))})
     split = hold_out(split, recipe.train, seed)
     split = check_split(data, split, info.class_names, protocol, allow_leak=settings.allow_leak)
-    split = check_start(initial, split, info, str(protocol), allow_leak=settings.allow_leak)
+    notes = check_start(initial, split, info, str(protocol), allow_leak=settings.allow_leak)
     if gone:
-        why = f"--init {init} of this run is gone: folds of its calibration that had not started have random initial weights"
-        split = split.model_copy(update={"notes": (*split.notes, why)})
+        notes = (
+            f"--init {init} of this run is gone: folds of its calibration that had not started have random initial weights",
+        )
+    split = split.model_copy(update={"notes": (*split.notes, *notes)})
     check_device(settings.device)
     info = info.model_copy(update={"subjects": tuple(subjects_of([*split.train, *split.held_out]))})
     origin = {"cache": str(open_store(cache).absolute()), "dataset": info.name, "protocol": str(protocol), "seed": seed}
