@@ -3,7 +3,8 @@
 Swapped backgrounds and occlusion are ours, in the spirit of TSM. With s the temporal mean of each cell of a clip and m its
 foreground weight, a clip with the background of clip b is ``s_b + m (x - s_b)``. An occluded cell is s plus noise.
 
-Letters: B groups, V views, T frames, H W grid, C R channels, N views of all groups, P present, Q changed, X numbers of a cell.
+Letters: B groups, V views, T frames, H W grid, C R channels, N views of all groups, P present, Q changed, X cells, or numbers of a
+row of cells.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import math
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -32,6 +32,9 @@ class AugmentConfig(Frozen):
     # Maximum relative change of the speed of a group. 0.5 suits few people, 0 a test on unseen views of the same performances.
     tempo: float = Field(default=0.0, ge=0)
     delay: float = Field(default=0.0, ge=0)  # maximum shift of a group in time, in frames; 1 goes with tempo 0.5
+    # Maximum relative change of the speed within a performance, the same in all views; 1: down to a standstill. People pause and
+    # hurry at different moments of an action, so 1 suits a test on unseen people.
+    warp: float = Field(default=0.0, ge=0, le=1)
     # Probability to mirror a group. "auto": 0.5 if each training group has one view, as people face both ways there, else 0, as
     # several views already see both sides and a mirror moves the cameras. 0 too if a class is named after left or right.
     flip: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 0.0
@@ -56,30 +59,38 @@ def move_grid(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
     mirrored = 0.0 if config.flip == "auto" else config.flip  # resolve_auto() has replaced it
     if not (mirrored or config.shift or config.zoom):
         return x_BVTHWC
-    B, V, T, H, W, C = x_BVTHWC.shape
-    size_BV = torch.exp((torch.rand(B, V) * 2 - 1) * math.log1p(config.zoom))
-    mirror_B1 = torch.where(torch.rand(B, 1) < mirrored, -1.0, 1.0)
-    # Source position of each cell, in a grid from -1 to 1.
-    read_BV23 = torch.zeros(B, V, 2, 3)
-    read_BV23[..., 0, 0] = mirror_B1 / size_BV
-    read_BV23[..., 1, 1] = 1 / size_BV
-    read_BV23[..., 2] = (torch.rand(B, V, 2) * 2 - 1) * config.shift * 2 / torch.tensor([W, H])
-    grid_NHW2 = F.affine_grid(read_BV23.flatten(0, 1).to(x_BVTHWC.device), [B * V, 1, H, W], align_corners=False)
-    x_NXHW = x_BVTHWC.permute(0, 1, 2, 5, 3, 4).reshape(B * V, T * C, H, W)
-    moved_NXHW = F.grid_sample(x_NXHW, grid_NHW2, padding_mode="border", align_corners=False)
-    # Lengths over the channels take many times as long if these are not neighbours in memory.
-    return moved_NXHW.view(B, V, T, C, H, W).permute(0, 1, 2, 4, 5, 3).contiguous()
+    B, V, _, H, W, _ = x_BVTHWC.shape
+    size_BV1 = torch.exp((torch.rand(B, V) * 2 - 1) * math.log1p(config.zoom)).unsqueeze(-1)
+    mirror_B11 = torch.where(torch.rand(B, 1) < mirrored, -1.0, 1.0).unsqueeze(-1)
+    shift_BV2 = (torch.rand(B, V, 2) * 2 - 1) * config.shift
+    column_W, row_H = (torch.arange(n) - (n - 1) / 2 for n in (W, H))  # distance from the middle
+    column_BVWW = _interpolation((W - 1) / 2 + column_W * mirror_B11 / size_BV1 + shift_BV2[..., :1], W)
+    row_BVHH = _interpolation((H - 1) / 2 + row_H / size_BV1 + shift_BV2[..., 1:], H)
+    # Small products of matrices, first of whole rows, read memory in its order: grid_sample takes twice as long.
+    rows_BVTHX = row_BVHH.unsqueeze(2).to(x_BVTHWC) @ x_BVTHWC.flatten(4)
+    return column_BVWW[:, :, None, None].to(x_BVTHWC) @ rows_BVTHX.view_as(x_BVTHWC)
+
+
+def _interpolation(read_BVn: Tensor, n: int) -> Tensor:
+    """Return the matrix that reads a line of ``n`` cells at these places, linearly; the ends continue: (B, V, n, n)."""
+    distance_BVnn = read_BVn.clamp(0, n - 1).unsqueeze(-1) - torch.arange(n)
+    return (1.0 - distance_BVnn.abs()).clamp(min=0)
 
 
 def move_frames(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
     """Change the speed and the start of each group, the same for all its views, by interpolation. Same shape."""
-    if not (config.tempo or config.delay):
-        return x_BVTHWC
     B, V, T = x_BVTHWC.shape[:3]
+    if T == 1 or not (config.tempo or config.delay or config.warp):
+        return x_BVTHWC
     speed_B1 = torch.exp((torch.rand(B, 1) * 2 - 1) * math.log1p(config.tempo))
     delay_B1 = (torch.rand(B, 1) * 2 - 1) * config.delay
-    middle = (T - 1) / 2
-    read_BT = (middle + (torch.arange(T) - middle) * speed_B1 + delay_B1).clamp(0, T - 1).to(x_BVTHWC.device)
+    middle, time_T = (T - 1) / 2, torch.arange(T)
+    warped_BT = time_T.expand(B, T)
+    for k in (1, 2) if config.warp else ():
+        # The derivatives of both bends together are at most config.warp, so time never runs backwards.
+        bend_T = torch.sin(time_T * (k * math.pi / (T - 1))) * ((T - 1) / (2 * k * math.pi))
+        warped_BT = warped_BT + (torch.rand(B, 1) * 2 - 1) * config.warp * bend_T
+    read_BT = (middle + (warped_BT - middle) * speed_B1 + delay_B1).clamp(0, T - 1).to(x_BVTHWC.device)
     before_BT = read_BT.long()
     after_BT = (before_BT + 1).clamp(max=T - 1)
     share_B1T111 = (read_BT - before_BT).view(B, 1, T, 1, 1, 1)
