@@ -108,7 +108,7 @@ def run_shard(task: ShardTask, on_clip: Callable[[ClipRecord], None] | None = No
                 rows["embeddings"][used] = item.embedding_FPC
                 rows["pictures"][used] = _small_pictures(item.frames_FHWC, spec.picture_size)
                 facts = dict(item.facts)
-                del facts["damaged"]  # a cache keeps no doubts: --check full refuses such clips
+                facts.pop("damaged", None)  # a cache keeps no doubts: --check full refuses such clips
                 for name in ("frame_index", "frame_time"):
                     rows[name][used] = np.array(facts.pop(name), rows[name].dtype)
                 record = ClipRecord(source=source, row=used, **facts)
