@@ -20,7 +20,7 @@ from dtsf.cache.check import verify
 from dtsf.cache.documents import open_handle, read_records
 from dtsf.cache.formats import array_shapes
 from dtsf.cache.reader import open_dataset
-from dtsf.cache.schema import CacheSpec, describe_difference
+from dtsf.cache.schema import CacheSpec, FilePart, describe_difference
 from dtsf.cache.store import open_store
 from dtsf.cache.writer import convert, create_or_open, extend, write_shard
 from dtsf.errors import CacheError, FingerprintError
@@ -285,3 +285,14 @@ def test_write_atomically__a_full_disk_keeps_the_old_file(tmp_path, monkeypatch)
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_part__has_every_field_and_is_that_of_the_copy():
+    given = {"start": 1.0, "end": 2.5, "first": 3, "last": 4, "fps": 25.0}
+    given |= {"region": (0.0, 0.0, 1.0, 0.5), "ignore": ((0.0, 0.0, 9.0, 9.0),)}
+    assert {"path", *given} == {*FilePart.model_fields}
+    whole = FilePart(path="a/B.MP4")
+    assert (whole.part, whole.model_copy(update={"path": "a.b/c"}).part) == (".mp4", "")
+    for name, value in given.items():
+        assert whole.model_copy(update={name: value}).part == f".mp4@{name}={value!r}"
+    assert whole.part == ".mp4"

@@ -70,9 +70,10 @@ class Shards:
         found: Records = {}
         for shard in self.records:
             for record in shard.clips:
-                with_row = record.key in lost or (record.key in found and found[record.key][1].row is not None)
+                key = record.key
+                with_row = key in lost or (key in found and found[key][1].row is not None)
                 if record.row is not None or not with_row:
-                    found[record.key] = (shard.shard, record)
+                    found[key] = (shard.shard, record)
         return found
 
 
@@ -83,7 +84,9 @@ def read_shards(dataset: DatasetHandle) -> Shards:
 
 def drop_tombstones(dataset: DatasetHandle, document: CatalogDocument) -> None:
     """Remove the tombstones that no clip of the catalog waits for. Their rows are in other shards, or not listed any more."""
-    shards = read_shards(dataset)
+    if not (damaged := read_tombstones(dataset)):
+        return
+    shards = Shards(read_records(dataset), damaged)
     waiting = [entry for entry in document.clips if entry.key not in shards.by_key]
     keys, paths = {entry.key for entry in waiting}, {entry.clip.path for entry in waiting}
     for shard in shards.damaged:

@@ -178,7 +178,7 @@ def refuse_replaced(dataset: DatasetHandle, record: ShardRecord) -> None:
     Call it after reading a file of the shard. Writers remove the record before the files, so the same record means the same rows.
     """
     data = dataset.store.read(record_name(record.shard))
-    match = None if data is None else CHECKSUM.search(data)
+    match = None if data is None else _find_checksum(data)
     if data is None or (match and match.group().decode() != record.checksum):
         raise CacheError(
             f"shard {record.shard} of {dataset.store} was removed or written again after this command had opened the cache "
@@ -206,17 +206,27 @@ def file_record(data: bytes) -> FileRecord:
 def dump_with_checksum(document: Frozen) -> bytes:
     """Return a document as JSON with its checksum. The last field of its model must be ``checksum``."""
     data = document.model_copy(update={"checksum": NO_CHECKSUM}).model_dump_json(indent=1).encode()
-    return CHECKSUM.sub(xxhash.xxh3_64_hexdigest(data).encode(), data)
+    return _with_checksum(data, xxhash.xxh3_64_hexdigest(data))
 
 
 def read_with_checksum(data: bytes, model: type[T], source: str) -> T:
     """Parse and check a document. Raises CacheError: another model, or a changed byte."""
-    match = CHECKSUM.search(data)
+    match = _find_checksum(data)
     if match is None:
         raise CacheError(f"{source} is damaged: it does not end in a checksum")
-    if xxhash.xxh3_64_hexdigest(CHECKSUM.sub(NO_CHECKSUM.encode(), data)).encode() != match.group():
+    if xxhash.xxh3_64_hexdigest(_with_checksum(data, NO_CHECKSUM)).encode() != match.group():
         raise CacheError(f"{source} is damaged: its bytes do not match its checksum")
     return parse_model(model, data, source, error=lambda why: CacheError(f"{why}: it is damaged"))
+
+
+def _find_checksum(data: bytes) -> re.Match[bytes] | None:
+    # A search of a whole catalog of megabytes takes longer than parsing it.
+    return CHECKSUM.search(data, max(0, data.rfind(b'"checksum": "')))
+
+
+def _with_checksum(data: bytes, checksum: str) -> bytes:
+    match = _find_checksum(data)
+    return data if match is None else data[: match.start()] + checksum.encode() + data[match.end() :]
 
 
 def _published_metadata(store: Store) -> dict[str, Any] | None:

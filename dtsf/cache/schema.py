@@ -46,11 +46,12 @@ class FilePart(Frozen):
         """The part as the suffix of a key, for example ``.mp4@start=1.0@end=2.5``. It begins with the ending of the file, because
         FFmpeg chooses by it how to read some files: only of the same ending do the same bytes give the same row.
         """
-        values = {name: getattr(self, name) for name in FilePart.model_fields if name != "path"}
         ending = ENDING.search(self.path.lower())
-        return (ending[0] if ending else "") + "".join(
-            f"@{name}={value!r}" for name, value in values.items() if value not in (None, ())
-        )
+        given = [f"@{name}={value!r}" for name in PART if (value := getattr(self, name)) not in (None, ())]
+        return (ending[0] if ending else "") + "".join(given)
+
+
+PART = tuple(name for name in FilePart.model_fields if name != "path")  # made once, because there are many keys
 
 
 class Clip(FilePart):

@@ -115,8 +115,9 @@ def finish_catalog(
     document: CatalogDocument, root: Path, computed: Mapping[str, tuple[int, ClipRecord]]
 ) -> CatalogDocument:
     """Return the catalog after the run: waiting clips get the key of their row, or the reason why they have no row."""
-    by_version = {record.source.file_version: record for _, record in computed.values()}
-    clips = list(document.clips)
+    clips, by_version = list(document.clips), {}
+    if any(entry.status is Status.WAITING for entry in clips):
+        by_version = {record.source.file_version: record for _, record in computed.values()}
     for k, entry in enumerate(clips):
         if entry.status is Status.WAITING:
             record = computed[entry.key][1] if entry.key in computed else by_version.get(entry.file_version)
@@ -143,7 +144,8 @@ def compare_catalogs(before: CatalogDocument | None, now: CatalogDocument) -> Ch
     for exact in (True, False):
         entries, rest = rest, []
         for entry in entries:
-            candidates = unmatched.get(entry.file_version[:2], [])
+            version = entry.file_version
+            candidates = unmatched.get(version[:2], [])
             wanted = annotations(entry, now.info)
             same = [old for old in candidates if old[1] == wanted]
             if not candidates or (exact and not same):
@@ -152,7 +154,7 @@ def compare_catalogs(before: CatalogDocument | None, now: CatalogDocument) -> Ch
             match = (same or candidates)[0]
             candidates.remove(match)
             old = match[0]
-            same_content = old.file_version == entry.file_version or (old.key != "" and old.key == entry.key)
+            same_content = old.file_version == version or (old.key != "" and old.key == entry.key)
             counts["changed" if not same_content else "unchanged" if same else "relabelled"] += 1
     left = Counter(old.key for olds in unmatched.values() for old, _ in olds)
     gone = left.total()
