@@ -3,6 +3,7 @@
 import resource
 import socket
 
+import av
 import numpy as np
 import pytest
 from rtsp_camera import Camera
@@ -32,6 +33,23 @@ def test_live_frames__address_without_an_answer_is_said_in_one_line():
     with pytest.raises(VideoError, match=f"^{url} cannot be read: Connection refused; check the address") as error:
         next(live_frames(url, RATE, 0.0, 1.0, []))
     assert "\n" not in str(error.value)
+
+
+def test_live_frames__damaged_frames_are_told_and_do_not_end_the_camera(make_video, tmp_path):
+    whole, damaged = make_video(tmp_path / "whole.mkv", 96, fps=24, options={"g": "12"}), tmp_path / "damaged.mkv"
+    garbage = np.random.default_rng(0)
+    with av.open(str(whole)) as source, av.open(str(damaged), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(packet for packet in source.demux(video=0) if packet.dts is not None):
+            kept = av.Packet(garbage.bytes(packet.size)) if 48 <= number < 52 else packet
+            kept.pts, kept.dts, kept.time_base, kept.stream = packet.pts, packet.dts, packet.time_base, stream
+            kept.is_keyframe = packet.is_keyframe
+            out.mux(kept)
+    found: set[int] = set()
+    shown = [number for number, _ in live_frames(str(damaged), RATE, 0.0, 0.3, [], damaged=found)]
+    assert shown == list(range(4 * RATE + 1))
+    assert found
+    assert found <= {2 * RATE - 1, 2 * RATE, 2 * RATE + 1}
 
 
 def test_work_file__goes_on_behind_the_last_whole_block_of_a_full_disk(tmp_path):

@@ -117,24 +117,37 @@ def shown_frames(
 
 
 def live_frames(
-    source: str, rate: float, offset: float, idle: float, growing: list[Growing], stopped: Sequence[bool] = ()
+    source: str,
+    rate: float,
+    offset: float,
+    idle: float,
+    growing: list[Growing],
+    stopped: Sequence[bool] = (),
+    damaged: set[int] | None = None,
 ) -> Iterator[Shown]:
     """Yield the moments of a camera that is still filming, each with the frame that is shown. ``offset``: of its first moment.
 
     ``source``: ``-`` (standard input), a URL, or a file. A URL that ends is opened again, until nothing came for ``idle`` seconds:
-    meanwhile its last frame is shown. ``stopped``: not empty ends that. Raises VideoError: it cannot be read while it is written.
+    meanwhile its last frame is shown. ``stopped``: not empty ends that. ``damaged``: gets the moments at which a frame does not
+    decode; the one before it is shown. Raises VideoError: it cannot be read while it is written.
     """
+    damaged = set() if damaged is None else damaged
     before, number = None, 0
     first, heard = 0.0, time.monotonic()  # when the first and the last frame came
     now = begin = offset  # seconds of the recording's clock: of the last frame, and at which the camera was opened
     while not stopped:
         try:
-            for k, (seconds, frame) in enumerate(_received(source, idle, growing)):
+            opened = True
+            for seconds, frame in _received(source, idle, growing):
                 heard = time.monotonic()
+                if frame is None:
+                    damaged |= {number} if before is not None else set()
+                    continue
                 if before is None:
                     first, number = heard, math.ceil((offset + seconds) * rate - 1e-6)
-                elif k == 0:
+                elif opened:
                     begin = max(now, offset + heard - first) - seconds
+                opened = False
                 now = begin + seconds
                 while before is not None and number / rate < now - 1e-6:
                     yield number, before
@@ -151,7 +164,7 @@ def live_frames(
 
 
 def _received(source: str, idle: float, growing: list[Growing]) -> Iterator[tuple[float, Any]]:
-    """Yield the frames of a camera that is still filming with their seconds, from its first one on."""
+    """Yield the frames of a camera that is still filming with their seconds, from its first one on. None for a damaged frame."""
     import av
 
     options = {"protocol_whitelist": "file,pipe,rtsp,rtsps,rtp,udp,tcp,tls,srtp"}
@@ -185,10 +198,16 @@ def _received(source: str, idle: float, growing: list[Growing]) -> Iterator[tupl
         gap = float(1 / (stream.average_rate or 25))
         now = -gap
         with contextlib.suppress(av.FFmpegError):  # the end of what was sent
-            for frame in container.decode(stream):
-                now = now + gap if frame.time is None else float(frame.time)
-                zero = now if zero is None else zero
-                yield now - zero, frame
+            for packet in container.demux(stream):
+                try:
+                    frames = packet.decode()
+                except av.InvalidDataError:
+                    yield now, None
+                    continue
+                for frame in frames:
+                    now = now + gap if frame.time is None else float(frame.time)
+                    zero = now if zero is None else zero
+                    yield now - zero, frame
 
 
 def serve(request: dict[str, Any]) -> None:
@@ -233,7 +252,7 @@ def serve(request: dict[str, Any]) -> None:
 
     def asked() -> Iterator[tuple[Sequence[Range], Iterator[Shown]]]:
         if live is not None:
-            moments = live_frames(live["source"], rate, live["offset"], live["idle"], growing, stopped)
+            moments = live_frames(live["source"], rate, live["offset"], live["idle"], growing, stopped, damaged)
             yield [(0, sys.maxsize)], moments
             return
         for line in sys.stdin:
