@@ -192,6 +192,8 @@ def test_check_targets__needs_a_folder_that_takes_files(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda folder, mode: False)  # root may write everywhere
     with pytest.raises(ConfigError, match="--onnx .*nothing can be written to"):
         check_targets({"--onnx": tmp_path / "a"})
+    with pytest.raises(ConfigError, match=f"--out .*nothing can be written to {tmp_path}:"):
+        check_targets({"--out": tmp_path / "absent" / "further" / "a"}, parents=True)
 
 
 def test_export_encoder__names_the_wrong_value(tmp_path):

@@ -45,15 +45,17 @@ def write_atomically(
         raise made from refused
 
 
-def check_targets(files: Mapping[str, Path], example: str = "FILE") -> None:
+def check_targets(files: Mapping[str, Path], example: str = "FILE", *, parents: bool = False) -> None:
     """Raise ConfigError if a file cannot be written, before the work whose result it gets. ``files``: of one command, by option.
-    ``example``: name of such a file, for the message.
+    ``example``: name of such a file, for the message. ``parents``: folders that do not exist will be made.
     """
     options: dict[Path, str] = {}
     for option, file in files.items():
         if file.is_dir():
             raise ConfigError(f"{option} {file} is a folder: name a file in it, for example {file / example}")
         folder = file.absolute().parent
+        while parents and not folder.exists():
+            folder = folder.parent
         if not folder.is_dir():
             raise ConfigError(f"{option} {file}: the folder {folder} does not exist")
         if not os.access(folder, os.W_OK):

@@ -11,6 +11,7 @@ from typing import Any
 from dtsf.cache.reader import CachedDataset, list_datasets, open_dataset
 from dtsf.cache.schema import Clip
 from dtsf.cache.store import open_store
+from dtsf.files.write import check_targets
 from dtsf.report.gallery import plain_strips
 from dtsf.report.page import render, write_page
 from dtsf.training.protocols import subjects_of
@@ -26,7 +27,9 @@ def report_cache(
 ) -> Path:
     """Write a page with counts, statuses and film strips of ``samples`` random performances per dataset.
     ``on_step`` is called with (done, total, name of the next dataset). Raises CacheError: cache or dataset do not exist.
+    Raises ConfigError: the file cannot be written.
     """
+    check_targets({"--html": out}, "cache.html", parents=True)
     names: list[str | None] = [dataset] if dataset else [*list_datasets(cache)] or [None]
     datasets = []
     for k, name in enumerate(names):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dtsf.cache.schema import Clip
+from dtsf.files.write import check_targets
 from dtsf.report import svg
 from dtsf.report.gallery import choose_samples, network_strips
 from dtsf.report.page import render, write_page
@@ -43,8 +44,11 @@ def report_run(
     """Write the report of a run to ``out`` (default: ``report.html`` in its folder). Returns the file.
     ``cache``: default: its path at training; without one the page has no pictures and no probes. ``samples``: pictures of each
     kind. ``on_step`` is called with (done, total, name of the next step). Raises CheckpointError: the run is not complete.
+    Raises ConfigError: the file cannot be written.
     """
+    out = out or folder / "report.html"
     run = read_run(folder)
+    check_targets({"--out": out}, "report.html", parents=True)
     state, names, m = run.checkpoint.state, run.class_names, run.metrics
     recipe, defaults = state.recipe, recipe_text(type(state.recipe)())
     torch.set_num_threads(recipe.train.usable_threads)
@@ -108,7 +112,7 @@ def report_run(
             for section, table in recipe_text(recipe).items()
         ],
     )
-    return write_page(out or folder / "report.html", text)
+    return write_page(out, text)
 
 
 def _shares(probes: Probes | None) -> dict[str, list[float]]:
