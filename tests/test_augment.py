@@ -81,22 +81,9 @@ def test_move_frames__tempo_changes_the_speed_about_the_middle():
     assert (time.diff(dim=1) >= 0).all()
 
 
-def test_move_frames__warp_changes_the_speed_within_a_group_and_keeps_its_ends():
-    read = move_frames(counted(), AugmentConfig(warp=1))
-    torch.testing.assert_close(read, read[:, :1, :, :1, :1].expand_as(read))
-    speed = read[:, 0, :, 0, 0, 0].diff(dim=1)
-    assert (speed >= -1e-5).all(), "time runs backwards"
-    assert speed.min() < 0.2
-    assert 1.8 < speed.max() <= 2 + 1e-5
-    torch.testing.assert_close(read[:, :, [0, -1]], counted()[:, :, [0, -1]])
-    half = move_frames(counted(), AugmentConfig(warp=0.5))[:, 0, :, 0, 0, 0].diff(dim=1)
-    assert 0.5 <= half.min() < 0.6
-    assert 1.4 < half.max() <= 1.5
-
-
 def test_move_frames__one_frame_or_no_change_is_unchanged():
     x = torch.randn(3, 2, 1, 3, 3, 4)
-    assert torch.equal(move_frames(x, AugmentConfig(tempo=0.5, delay=3, warp=1)), x)
+    assert torch.equal(move_frames(x, AugmentConfig(tempo=0.5, delay=3)), x)
     assert move_frames(x, AugmentConfig(shift=1)) is x
     assert move_grid(x, AugmentConfig(tempo=0.5, delay=3)) is x
 

@@ -142,7 +142,7 @@ def test_training_source__keeps_embeddings_where_each_epoch_differs(groups):
     for varied in ("jitter", "crop", "noise", "swap_background", "occlude"):
         assert training_source(net, groups, still.model_copy(update={varied: 0.1}), embeddings=False)[0] is groups
     # Cells that only move keep their values. But a mirror turns right into left.
-    moved = AugmentConfig(jitter=0.0, shift=0.4, zoom=0.2, flip=0.5, tempo=0.5, delay=1, warp=1)
+    moved = AugmentConfig(jitter=0.0, shift=0.4, zoom=0.2, flip=0.5, tempo=0.5, delay=1)
     assert training_source(net, groups, moved, embeddings=False)[0].embeddings_NFHWC.shape[-1] == 1
     assert training_source(directed, groups, moved, embeddings=False)[0] is groups
     upright = moved.model_copy(update={"flip": 0.0})

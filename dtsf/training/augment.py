@@ -32,9 +32,6 @@ class AugmentConfig(Frozen):
     # Maximum relative change of the speed of a group. 0.5 suits few people, 0 a test on unseen views of the same performances.
     tempo: float = Field(default=0.0, ge=0)
     delay: float = Field(default=0.0, ge=0)  # maximum shift of a group in time, in frames; 1 goes with tempo 0.5
-    # Maximum relative change of the speed within a performance, the same in all views; 1: down to a standstill. People pause and
-    # hurry at different moments of an action, so 1 suits a test on unseen people.
-    warp: float = Field(default=0.0, ge=0, le=1)
     # Probability to mirror a group. "auto": 0.5 if each training group has one view, as people face both ways there, else 0, as
     # several views already see both sides and a mirror moves the cameras. 0 too if a class is named after left or right.
     flip: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = 0.0
@@ -80,17 +77,12 @@ def _interpolation(read_BVn: Tensor, n: int) -> Tensor:
 def move_frames(x_BVTHWC: Tensor, config: AugmentConfig) -> Tensor:
     """Change the speed and the start of each group, the same for all its views, by interpolation. Same shape."""
     B, V, T = x_BVTHWC.shape[:3]
-    if T == 1 or not (config.tempo or config.delay or config.warp):
+    if not (config.tempo or config.delay):
         return x_BVTHWC
     speed_B1 = torch.exp((torch.rand(B, 1) * 2 - 1) * math.log1p(config.tempo))
     delay_B1 = (torch.rand(B, 1) * 2 - 1) * config.delay
-    middle, time_T = (T - 1) / 2, torch.arange(T)
-    warped_BT = time_T.expand(B, T)
-    for k in (1, 2) if config.warp else ():
-        # The derivatives of both bends together are at most config.warp, so time never runs backwards.
-        bend_T = torch.sin(time_T * (k * math.pi / (T - 1))) * ((T - 1) / (2 * k * math.pi))
-        warped_BT = warped_BT + (torch.rand(B, 1) * 2 - 1) * config.warp * bend_T
-    read_BT = (middle + (warped_BT - middle) * speed_B1 + delay_B1).clamp(0, T - 1).to(x_BVTHWC.device)
+    middle = (T - 1) / 2
+    read_BT = (middle + (torch.arange(T) - middle) * speed_B1 + delay_B1).clamp(0, T - 1).to(x_BVTHWC.device)
     before_BT = read_BT.long()
     after_BT = (before_BT + 1).clamp(max=T - 1)
     share_B1T111 = (read_BT - before_BT).view(B, 1, T, 1, 1, 1)
