@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -164,9 +165,9 @@ def reproduce_nucla_command(
     # Both stages take seconds to import, so the data are checked first.
     from dtsf.experiments.nucla import reproduce_nucla
 
-    say = console().print
+    say, begin = console().print, time.monotonic()
     result = reproduce_nucla(Path(found.root), out, settings, on_check=_show_check, say=say, show=progress)
-    emit(result, _describe(result, out))
+    emit(result, _describe(result, out, time.monotonic() - begin))
     if result.too_many_bad:
         raise BadClipsError(result.too_many_bad)
 
@@ -182,7 +183,7 @@ def _show_check(check: NuclaCheck) -> None:
         results().print(styled(f"the videos are at {SOURCE}"), soft_wrap=True)
 
 
-def _describe(result: Reproduction, out: Path) -> Lines:
+def _describe(result: Reproduction, out: Path, seconds: float) -> Lines:
     from dtsf.experiments.tables import comparison_note, duration, protocol_cells
 
     # The other columns are in results.md: a terminal is too narrow for them.
@@ -192,5 +193,6 @@ def _describe(result: Reproduction, out: Path) -> Lines:
     yield table(title, shown, [[row[name] for name in shown] for row in rows])
     yield from (styled(f"{row.protocol}: {row.task}") for row in result.rows)
     yield styled((comparison_note(result), "" if result.comparable else "yellow"))
-    yield styled(f"time: {', '.join(f'{stage.name} {duration(stage.seconds)}' for stage in result.stages)}")
+    times = ", ".join(f"{stage.name} {duration(stage.seconds)}" for stage in result.stages)
+    yield styled(f"time: {times} (all trainings added, and several run at once); this command {duration(seconds)}")
     yield styled(f"written: {out / 'results.md'}, results.csv, results.json")
