@@ -280,7 +280,7 @@ def _preprocess(
         common |= {"allow_leak": plan.allow_leak, "workers": plan.workers}
         for seed in plan.seeds:
             name = folder.relative_to(out) / f"runs/{protocol.replace(':', '-')}-seed{seed}"
-            # Calibration takes half as long as the training, and changes no top-1: the other seeds only show its spread.
+            # Calibration takes as long as the training, and changes no top-1: the other seeds only show its spread.
             calibrated = seed == plan.seeds[0]
             jobs.append(Job(out, name.as_posix(), cache, seed=seed, calibrated=calibrated, **common))
     return Part(title, result, doubt, _read(file).get("seconds", 0.0), jobs)

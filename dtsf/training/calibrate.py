@@ -1,8 +1,8 @@
 """Calibration of the evidence by cross-validation on the training groups; see :class:`dtsf.model.evidence.EvidenceCalibrator`.
 
-For each fold (:func:`.splits.make_folds`), a network like the final one is trained on the other folds, for half of its epochs, and
-predicts the fold. The predictions of all folds fit the calibration of the final network, which is trained on all groups. Groups
-that are held out by ``train.held_out`` need no further training. Why: docs/decisions.md.
+For each fold (:func:`.splits.make_folds`), a network like the final one is trained on the other folds, and predicts the fold. The
+predictions of all folds fit the calibration of the final network, which is trained on all groups. Groups that are held out by
+``train.held_out`` need no further training. Why: docs/decisions.md.
 Letters: B groups, G all groups, V views, D features or width, K classes, P clips, S statistics of a clip, N norms, X tokens.
 """
 
@@ -51,8 +51,6 @@ LEAST_APPEARANCE = 0.1
 """Lower bound of the deviations of the appearance statistics, in units of the motion of each channel."""
 NEAR = 5.0
 """Unit of the weight of the nearest class mean in its prior: then the classes at cosines 0.2 apart differ by a factor e."""
-FOLD_EPOCHS = 0.5
-"""Epochs of a fold's network as a share of the final one's, with a learning rate that is higher by as much."""
 MIN_GROUPS = 12
 """Minimum number of held-out groups for a calibration."""
 
@@ -82,14 +80,6 @@ def calibration_folds(split: Split, recipe: Recipe, protocol: str) -> tuple[list
     return (folds if recipe.train.calibrate and n_groups >= MIN_GROUPS else []), unit
 
 
-def fold_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe of the folds' networks: fewer epochs, none held out."""
-    train = recipe.train
-    changes = {"held_out": 0.0, "held_out_subjects": (), "patience": 0}
-    changes |= {"epochs": math.ceil(FOLD_EPOCHS * train.epochs), "lr": train.lr / FOLD_EPOCHS}
-    return recipe.model_copy(update={"train": train.model_copy(update=changes)})
-
-
 def train_fold(
     report: Callable[[EpochReport], None],
     *,
@@ -112,11 +102,11 @@ def train_fold(
     if not run.is_dir():
         raise CheckpointError(f"run folder {run} was deleted during training; start again")
     folder.mkdir(parents=True, exist_ok=True)
-    groups, part = load(fold.train), f"calibration, fold {k + 1} of {n}"
+    plain = recipe.train.model_copy(update={"held_out": 0.0, "held_out_subjects": (), "patience": 0})
+    groups, recipe = load(fold.train), recipe.model_copy(update={"train": plain})
+    part = f"calibration, fold {k + 1} of {n}"
     options: dict[str, Any] = {"run": folder, "resume": resume, "fabric": fabric}
-    net = fit_again(
-        groups, fold_recipe(recipe), **options, on_epoch=lambda epoch: report(replace(epoch, part=part))
-    ).net
+    net = fit_again(groups, recipe, **options, on_epoch=lambda epoch: report(replace(epoch, part=part))).net
     set_statistics(net, groups)
     return observe(net, load(fold.held_out))
 

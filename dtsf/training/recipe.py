@@ -66,7 +66,7 @@ class TrainConfig(Frozen):
     only_subjects: Annotated[tuple[str, ...], BeforeValidator(_words)] = ()
     max_takes: int = Field(default=0, ge=0)
     max_views: int = Field(default=0, ge=0)
-    # Folds of the training groups that calibrate the evidence, by people: 2 cost half as much as the training, 0 none. Held-out
+    # Folds of the training groups that calibrate the evidence, by people: 2 cost as much as the training, 0 none. Held-out
     # groups replace them.
     calibrate: int = Field(default=2, ge=0)
     draws: int = Field(default=1, ge=1, le=4096)  # sets of frames that an evaluation averages (evaluate --draws)

@@ -22,7 +22,7 @@ from dtsf.errors import CheckpointError, ConfigError
 from dtsf.files.read import json_text, read_file
 from dtsf.files.write import lock, sweep_orphans, write_atomically
 from dtsf.names import counted
-from dtsf.training.calibrate import calibrate, calibration_folds, fold_recipe, observe, set_statistics, train_fold
+from dtsf.training.calibrate import calibrate, calibration_folds, observe, set_statistics, train_fold
 from dtsf.training.checkpoint import has_checkpoint, load_checkpoint, versions
 from dtsf.training.data import Groups, load_groups, share_groups
 from dtsf.training.distributed import current_world, launch, shutdown
@@ -180,20 +180,19 @@ def fit_calibrated(
         common: dict[str, Any] = {"load": load, "fit_again": fit_again, "recipe": recipe, "run": run}
         common["fabric"] = fabric
         jobs += [partial(train_fold, fold=fold, k=k, n=len(folds), **common) for k, fold in enumerate(folds)]
-    done = [0] * len(jobs)
-    epochs = [one.train.epochs for one in (recipe, *[fold_recipe(recipe)] * (len(jobs) - 1))]
+    epochs, done = recipe.train.epochs, [0] * len(jobs)
 
     def pass_on(k: int, report: EpochReport) -> None:
         done[k] = report.epoch
         if on_epoch is not None:
-            on_epoch(replace(report, done=sum(done), total=sum(epochs)))
+            on_epoch(replace(report, done=sum(done), total=epochs * len(jobs)))
 
     results: dict[int, Any] = {}
     n_workers = usable_workers(len(jobs), wanted=workers, threads=recipe.train.usable_threads)
     several = f" of {len(jobs)} trainings" if len(jobs) > 1 else ""
     on_begin(f"{'next' if resume else 'first'} epoch{several}, may compile the scan")
     for k, result in side_by_side(jobs, workers=n_workers, on_report=pass_on):
-        results[k], done[k] = result, epochs[k]
+        results[k], done[k] = result, epochs
     fitted: FitResult = results.pop(0)
     if calibrated:
         observed = [results[k] for k in sorted(results)]
