@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from dataclasses import dataclass, replace
 from multiprocessing import forkserver
 from types import SimpleNamespace
@@ -136,6 +137,16 @@ def test_run_on_workers__their_server_that_is_killed_is_replaced(seconds):
         run_on_workers([TellingTask(1)], 1, lambda done, bad: None, gpus=("4",))
     assert forkserver._forkserver._forkserver_pid != server
     assert multiprocessing.active_children() == []
+
+
+def test_run_on_workers__the_end_of_the_killed_server_is_told_late(monkeypatch):
+    """The system closes the sockets of a process before it tells its parent."""
+    workers.start_server()
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    told, real = time.monotonic() + 0.3, os.waitpid
+    monkeypatch.setattr(os, "waitpid", lambda pid, how: (0, 0) if time.monotonic() < told and how else real(pid, how))
+    with pytest.raises(DataError, match="^4$"):
+        run_on_workers([TellingTask(1)], 1, lambda done, bad: None, gpus=("4",))
 
 
 def test_run_on_workers__a_server_that_is_always_killed_is_named(monkeypatch):

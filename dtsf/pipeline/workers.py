@@ -100,7 +100,7 @@ def run_on_workers(
 
 def _start_process(number: int, gpus: tuple[str, ...], n_workers: int) -> tuple[Connection, ForkServerProcess]:
     """Start a worker; return its connection too. Raises DataError: the process that forks workers was killed several times."""
-    for _ in range(MAX_KILLED):
+    for tries in range(1, MAX_KILLED + 1):
         start_server()
         here, there = multiprocessing.Pipe()
         process = multiprocessing.get_context("forkserver").Process(
@@ -111,6 +111,7 @@ def _start_process(number: int, gpus: tuple[str, ...], n_workers: int) -> tuple[
                 process.start()
         except (EOFError, ConnectionError):  # it was killed before it answered
             here.close()
+            time.sleep(0.1 * tries)  # its sockets close before the system says that it has ended
         else:
             return here, process
         finally:
