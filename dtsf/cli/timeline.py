@@ -74,8 +74,7 @@ def timeline_command(
         try:
             for timeline in find_timelines(trained, given, out, settings=settings, on_progress=on_progress):
                 found.append(timeline)
-                for note in timeline.notes:
-                    console().print(note, style="yellow", soft_wrap=True)
+                _say_notes(timeline)
         except VideoError as error:
             failed = error
             if not found:
@@ -84,6 +83,11 @@ def timeline_command(
     emit(document, _lines(found), [f"look at it: {out / f'{found[0].recording}.html'}"] if found else [])
     if failed is not None:
         raise failed
+
+
+def _say_notes(timeline: Timeline) -> None:
+    for note in timeline.notes:
+        console().print(note, style="yellow", soft_wrap=True)
 
 
 def _document(timeline: Timeline, out: Path) -> dict[str, Any]:
@@ -153,6 +157,7 @@ def _follow(
             on_bout=on_bout,
             stopped=lambda: bool(stopped),
         ):
+            _say_notes(timeline)
             console().print(f"{counted(len(timeline.bouts), 'bout')} in {out / timeline.recording}.csv", soft_wrap=True)
     finally:
         for number, handler in before.items():
