@@ -194,5 +194,5 @@ def _describe(result: Reproduction, out: Path, seconds: float) -> Lines:
     yield from (styled(f"{row.protocol}: {row.task}") for row in result.rows)
     yield styled((comparison_note(result), "" if result.comparable else "yellow"))
     times = ", ".join(f"{stage.name} {duration(stage.seconds)}" for stage in result.stages)
-    yield styled(f"time: {times} (all trainings added, and several run at once); this command {duration(seconds)}")
+    yield styled(f"time: {times} (of all trainings, added); this command {duration(seconds)}")
     yield styled(f"written: {out / 'results.md'}, results.csv, results.json")

@@ -106,7 +106,7 @@ def reproduce_nucla(
                 rows += rows_of(own, [protocol for protocol in protocols if protocol.startswith("cross-view:")])
                 clips, spent = part.stage1.clips, sum(run.seconds for run in own)
                 what = f"{clips} clips decoded and embedded" if part.seconds else f"all {clips} clips were in the cache"
-                count = f"{len(own)} of {len(part.jobs)} runs; their times are added, and several run at once"
+                count = f"{len(own)} of {len(part.jobs)} runs, their times added"
                 stages.append(Stage(name=f"{part.title}preprocess", seconds=part.seconds, what=what))
                 stages.append(Stage(name=f"{part.title}train and evaluate", seconds=spent, what=count))
             runs = [records[job.name] for job in jobs if job.name in records]

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dtsf.errors import ConfigError
+from dtsf.files.write import check_targets
 from dtsf.report import svg
 from dtsf.report.page import render, write_page
 from dtsf.report.run_data import RunData, read_run, recipe_text
@@ -19,12 +20,14 @@ def compare_runs(
     folders: Sequence[Path], out: Path, *, on_step: Callable[[int, int, str], None] = lambda *_: None
 ) -> Path:
     """Write a page that compares finished runs. ``on_step`` is called with (done, total, name of the next run).
-    Raises ConfigError: fewer than two runs, or the same run twice. Raises CheckpointError: a run is damaged or not finished.
+    Raises ConfigError: fewer than two runs, or the same run twice, or the file cannot be written. Raises CheckpointError: a run is
+    damaged or not finished.
     """
     if len(folders) < 2:
         raise ConfigError("--compare needs two runs or more: dtsf report --compare RUN RUN...")
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ConfigError("--compare: the same run is given twice")
+    check_targets({"--out": out}, "compare.html", parents=True)
     runs = []
     for k, folder in enumerate(folders):
         on_step(k, len(folders), str(folder))

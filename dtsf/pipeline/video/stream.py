@@ -141,7 +141,8 @@ def live_frames(
             for seconds, frame in _received(source, idle, growing):
                 heard = time.monotonic()
                 if frame is None:
-                    damaged |= {number} if before is not None else set()
+                    if before is not None:
+                        damaged.add(number)
                     continue
                 if before is None:
                     first, number = heard, math.ceil((offset + seconds) * rate - 1e-6)
