@@ -5,19 +5,23 @@ core_efficiency = (processor seconds to decode all clips alone + to embed all fr
     python benchmarks/stage1.py --root ../shared/data/motion/iid --limit 150
     python benchmarks/stage1.py --make-1080p 60 --codec mpeg4
 
-start_s: workers with an empty shard each. plan_s: the source is read and compared, without decoding. index_s: packets of all
-files, a part of decode_s. commit_s: all shards, written again.
+limit: the efficiency of this machine: (processor seconds of the same work on one core) / (those on all cores at once, each with
+its own share of the clips and nothing in common). start_s: workers with an empty shard each. plan_s: the source is read and
+compared, without decoding. index_s: packets of all files, a part of decode_s. commit_s: all shards, written again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,6 +69,7 @@ def main() -> None:
         catalog = scan_source(dataset, root, "all", arguments.limit)
         paths = [catalog.root / clip.path for clip in catalog.clips]
         alone = measure_alone(paths, arguments.frames, arguments.crop)
+        together = measure_together(paths, arguments)
         ours, command = measure_ours(dataset, root, work / "cache", arguments)
         parts = measure_parts(catalog, open_handle(open_store(work / "cache").below(dataset)), work / "again", arguments)
         peer = measure_peer(paths, work / "npy", arguments)
@@ -79,6 +84,7 @@ def main() -> None:
         "peer_s": peer,
         "clips_per_s": len(paths) / ours,
         "core_efficiency": sum(alone) / (arguments.cores * ours),
+        "limit": sum(alone) / together,
         "speedup_vs_peer": peer / ours,
         "load_1_minute": os.getloadavg()[0],
     }
@@ -102,6 +108,13 @@ def measure_alone(paths: list[Path], n_frames: int, crop: Crop) -> tuple[float, 
         encoder.embed(clip.frames)
         embedding += time.process_time() - begun
     return decoding, embedding
+
+
+def measure_together(paths: list[Path], arguments: argparse.Namespace) -> float:
+    """Return the processor seconds to decode and embed all clips if each core has a process with a share of them."""
+    with ProcessPoolExecutor(arguments.cores, multiprocessing.get_context("spawn")) as pool:
+        measure = partial(measure_alone, n_frames=arguments.frames, crop=arguments.crop)
+        return sum(map(sum, pool.map(measure, [paths[k :: arguments.cores] for k in range(arguments.cores)])))
 
 
 def measure_parts(

@@ -107,7 +107,7 @@ def check_torch() -> list[Check]:
     """Check PyTorch and its GPU."""
     import torch
 
-    threads = f"{torch.__version__}, {torch.get_num_threads()} thread(s)"
+    threads = f"{torch.__version__}, threads: {torch.get_num_threads()}"
     ok, how = torch.cuda.is_available(), ""
     if ok:
         gpu = torch.cuda.get_device_properties(0)

@@ -81,6 +81,17 @@ def test_console__escapes_all_objects(capfd, monkeypatch):
     assert "[red]x[/red]" in capfd.readouterr().err
 
 
+def test_table__breaks_lines_between_words(capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    rows = [("cross-subject:10", "1,500 clips, 500 groups", "100.0 ± 0.0", "100.0 100.0", "none", "2 min 32 s", "x" * 60)]
+    screen.emit({}, [screen.table("", ["protocol", "tested on", "top-1 %", "by seed", "left out", "a run", "file"], rows)])
+    shown = capfd.readouterr().err
+    assert max(map(len, shown.splitlines())) <= 80
+    for word in ("protocol", "cross-subject:10", "groups", "100.0", "top-1", "none"):
+        assert word in shown
+    assert shown.count("x" * 8) > 5  # a long word is not cut off
+
+
 def test_progress_bar__escapes_title_and_note():
     stream = io.StringIO()
     shown = screen.make_console(stream, force_terminal=True, width=200)

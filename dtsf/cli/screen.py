@@ -117,7 +117,22 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[Any]]) -> 
     made = Table(*heads, title=styled((title, "bold")), title_justify="left", **options)
     for row in rows:
         made.add_row(*(styled(str(cell)) for cell in row))
+    cells = [[str(cell) for cell in (column.header, *column.cells)] for column in made.columns]
+    for column, width in zip(made.columns, _column_widths(cells, results().width), strict=True):
+        column.width = width
     return made
+
+
+def _column_widths(columns: list[list[str]], terminal: int) -> list[int]:
+    """Return the widths of columns. Lines that are too long for the terminal break, between words unless they are long."""
+    from rich.cells import cell_len
+
+    width = [max(map(cell_len, cells)) for cells in columns]
+    word = [max((min(cell_len(word), 16) for cell in cells for word in cell.split()), default=1) for cells in columns]
+    for _ in range(sum(width) - (terminal - 3 * len(columns) + 1)):  # without borders
+        widest = max(range(len(width)), key=lambda k: (width[k] > word[k], width[k]))
+        width[widest] = max(1, width[widest] - 1)
+    return width
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:

@@ -59,7 +59,9 @@ def check_targets(files: Mapping[str, Path], example: str = "FILE", *, parents: 
         if not folder.is_dir():
             raise ConfigError(f"{option} {file}: the folder {folder} does not exist")
         if not os.access(folder, os.W_OK):
-            raise ConfigError(f"{option} {file}: nothing can be written to {folder}: check its permissions")
+            raise ConfigError(
+                f"{option} {file}: nothing can be written to {folder}: check its permissions, or choose another file"
+            )
         if (other := options.setdefault(file.absolute(), option)) != option:
             raise ConfigError(f"{other} and {option} name the same file, {file}: give two files")
 
