@@ -105,7 +105,9 @@ def main() -> None:
         code = 0 if isinstance(error.__context__, BrokenPipeError) else error.code
     except KeyboardInterrupt:
         _print_error("")
-        _print_error("interrupted: finished work is safe; run the same command again to continue")
+        _print_error(
+            "interrupted: finished work is safe; run the same command again to continue (dtsf train with --resume)"
+        )
         code = INTERRUPTED
     except Exception as error:  # noqa: BLE001
         code = error.exit_code if isinstance(error, DtsfError) else 2

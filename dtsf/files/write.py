@@ -40,7 +40,7 @@ def write_atomically(
                 # A disk that fills up may write a part first, and refuse the next call.
                 rest = rest[write_part(descriptor, rest) :]
     except OSError as refused:
-        hint = f"Committed files are safe: {remedy(refused)} and run the same command again"
+        hint = f"Committed files are safe: {remedy(refused)} and run the same command again (dtsf train with --resume)"
         made = error(refusal(refused)) if error else CacheError(f"cannot write {path}: {refusal(refused)}. {hint}")
         raise made from refused
 
