@@ -13,6 +13,7 @@ from dtsf.cli.options import CACHE, with_settings
 from dtsf.cli.screen import Lines, console, emit, progress, results, styled, table
 from dtsf.errors import BadClipsError, DataError
 from dtsf.experiments.settings import AblateSettings, CrossvalSettings, ReproduceSettings
+from dtsf.names import counted
 
 if TYPE_CHECKING:
     from dtsf.experiments.results import Ablation, Crossval, Reproduction
@@ -43,8 +44,8 @@ def ablate_command(cache: CACHE = Path("cache"), *, settings: AblateSettings) ->
     def announce(result: Ablation) -> None:
         if result.done > result.reused:
             return
-        size = f"{len(result.rows)} variants, {len(result.seeds)} seeds, recipe {result.recipe}"
-        work = f"{result.total} trainings, {result.reused} of them already done"
+        size = f"{counted(len(result.rows), 'variant')}, {counted(len(result.seeds), 'seed')}, recipe {result.recipe}"
+        work = f"{counted(result.total, 'training')}, {result.reused} of them already done"
         console().print(f"{result.title}: {size}, {result.dataset} by {result.protocol}: {work}")
         for test in result.tests:
             console().print(f"test {test.name}: {test.task}, {test.n_groups} groups")
@@ -89,7 +90,7 @@ def crossval_command(cache: CACHE = Path("cache"), *, settings: CrossvalSettings
 
     def announce(result: Crossval) -> None:
         if result.done == result.reused:
-            work = f"{result.total} trainings, {result.reused} of them already done"
+            work = f"{counted(result.total, 'training')}, {result.reused} of them already done"
             console().print(f"{result.dataset}, {result.by}, recipe {result.recipe}: {work}")
             for note in result.notes:
                 console().print(note, style="yellow")
