@@ -4,6 +4,7 @@ import csv
 import itertools
 import os
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,43 @@ def test_read_events__marks_of_recordings_that_the_table_lacks_are_named(lab):
     found, notes = marks(lab, "recording,start,stop,label\nlab,1,2,wave\ncellar,1,2,wave\n")
     assert len(found) == 1
     assert any("line 3: the table has no recording 'cellar'" in note for note in notes)
+
+
+@pytest.mark.parametrize("text", [
+    "recording,start,stop,label\ncellar,1,2,wave\nyard,3,4,clap\n",
+    "Observation id,Media file name,Subject,Behavior,Behavior type,Start (s),Stop (s)\n"
+    "cellar,yard_left.avi,ann,wave,STATE,1,2\nyard,yard_left.avi,cid,clap,STATE,3,4\n",
+])
+@pytest.mark.parametrize("column", [True, False])
+def test_read_all_events__marks_of_other_recordings_are_not_given_to_the_only_one(lab, text, column):
+    (lab / "marks.csv").write_text(text)
+    yard = next(one for one in read_recordings(lab / "recordings.csv") if one.name == "yard")
+    yard = replace(yard, events=lab / "marks.csv" if column else None)
+    events, notes = read_all_events([yard], () if column else [lab / "marks.csv"])
+    assert [(event.label, event.recording) for event in events] == [("clap", "yard")]
+    assert any("no recording 'cellar'" in note for note in notes)
+
+
+def test_read_events__several_observations_of_names_that_the_table_lacks_are_found_by_their_videos(lab):
+    head = "Observation id,Media file name,Subject,Behavior,Behavior type,Start (s),Stop (s)\n"
+    (lab / "marks.csv").write_text(head + "one,yard_left.avi,,wave,STATE,1,2\ntwo,cellar.avi,,clap,STATE,3,4\n")
+    events, notes = read_events(lab / "marks.csv", read_recordings(lab / "recordings.csv"))
+    assert [(event.label, event.recording) for event in events] == [("wave", "yard")]
+    assert any("no recording 'two'" in note for note in notes)
+
+
+def test_import_events__only_marks_of_nothing_give_clips_of_nothing(tmp_path, film):
+    (tmp_path / "r.csv").write_text(f"recording,view,path\nr,c,{film}\n")
+    (tmp_path / "m.csv").write_text("start,stop,label\n1,2,nothing\n3,4,nothing\n")
+    made = import_events([tmp_path / "m.csv"], tmp_path / "r.csv", tmp_path / "out.csv")
+    assert {row["label"] for row in rows(made)} == {"nothing"}
+
+
+def test_import_events__a_recording_may_lie_before_time_zero(tmp_path, film):
+    (tmp_path / "r.csv").write_text(f"recording,view,path,offset\nr,c,{film},-40\n")
+    (tmp_path / "m.csv").write_text("start,stop,label\n-38,-36,wave\n-30,-28,clap\n")
+    made = import_events([tmp_path / "m.csv"], tmp_path / "r.csv", tmp_path / "out.csv")
+    assert Counter(row["label"] for row in rows(made))["wave"] == 1
 
 
 def test_import_events__one_clock_for_all_views(lab):

@@ -199,6 +199,24 @@ def test_evaluate_recordings__people_who_trained_do_not_count_and_what_is_left_o
     assert "of people who trained" in leaked.notes[0]
 
 
+def test_evaluate_recordings__the_same_person_has_many_spellings(judged, tmp_path):
+    table = (tmp_path / "recordings.csv").read_text()
+    (tmp_path / "recordings.csv").write_text(table.replace(",ann,", ",Ann,").replace(",bob,", ",bob+ANN,"))
+    assert judged().recordings == ("c",)
+    (tmp_path / "c.csv").write_text("recording,start,stop,label,subject\nc,1,3,kick,ann\n")
+    with pytest.raises(DataError, match="3 of people who trained"):
+        judged()
+
+
+def test_evaluate_recordings__marks_of_people_who_trained_are_not_those_of_others(judged, tmp_path):
+    table = (tmp_path / "recordings.csv").read_text().replace("a.csv", "all.csv").replace("b.csv", "all.csv")
+    (tmp_path / "recordings.csv").write_text("".join(table.splitlines(keepends=True)[:3]))
+    (tmp_path / "all.csv").write_text("recording,start,stop,label\na,1,3,kick\na,5,8,kick\nb,1,3,kick\n")
+    found = judged()
+    assert (found.recordings, found.n_events, found.f1_50) == (("b",), 1, 1.0)
+    assert not any("no recording" in note for note in found.notes)
+
+
 def test_evaluate_recordings__marks_of_one_time_are_named(judged, tmp_path):
     (tmp_path / "b.csv").write_text("start,stop,label\n1,5,kick\n2,3,kick\n4,6,kick\n")
     assert any("2 marks begin before another one ends" in note for note in judged().notes)

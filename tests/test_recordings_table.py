@@ -70,6 +70,12 @@ def test_write_offsets__below_the_line_that_excel_knows(tmp_path):
     assert [camera.offset for camera in read_recordings(path)[0].cameras] == [None, 1.5]
 
 
+def test_write_offsets__finds_columns_with_invisible_characters(tmp_path):
+    path = table(tmp_path, "\ufeff\ufeffrecording,view,path,offset\u200b\nlab,1,a.mp4,\nlab,2,b.mp4,\n")
+    write_offsets(path, {("lab", "1"): 0.0, ("lab", "2"): 1.5})
+    assert [camera.offset for camera in read_recordings(path)[0].cameras] == [0.0, 1.5]
+
+
 def test_check_offsets__names_the_line_and_the_command_unless_there_is_one_camera(tmp_path):
     path = table(tmp_path, "recording,view,path,offset\nlab,1,a.mp4,0\nlab,2,b.mp4,\nyard,1,c.mp4,")
     lab, yard = read_recordings(path)

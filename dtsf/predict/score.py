@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtsf.errors import DataError, VideoError
-from dtsf.names import counted, persons
+from dtsf.names import counted, persons, similar_names
 from dtsf.predict.recordings import find_timelines
-from dtsf.recordings.events import NOTHING, read_all_events
+from dtsf.recordings.events import NOTHING, Event, read_all_events
 from dtsf.recordings.metrics import Scored, Segment, TimelineMetrics, measure
 from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Recording, check_offsets, read_recordings
@@ -53,11 +53,12 @@ def evaluate_recordings(
     """
     given = read_recordings(table)
     notes: list[str] = []
-    chosen, left_out = _unseen(given, run.state.info.subjects, notes, allow_leak=allow_leak)
-    with_marks = [one for one in chosen if one.events is not None]
+    with_marks = [one for one in given if one.events is not None]
     settings = settings or TimelineSettings()
     events, more = read_all_events(with_marks, (), settings.tier, settings.fps) if with_marks else ([], [])
+    chosen, left_out = _unseen(given, events, run.state.info.subjects, notes, allow_leak=allow_leak)
     notes += more
+    events = [event for event in events if event.recording in {one.name for one in chosen}]
     marked = {event.recording for event in events}
     left_out[NO_MARKS] = sum(one.name not in marked for one in chosen)
     chosen = [one for one in chosen if one.name in marked]
@@ -128,15 +129,23 @@ def evaluate_recordings(
 
 
 def _unseen(
-    given: Sequence[Recording], trained: Sequence[str], notes: list[str], *, allow_leak: bool
+    given: Sequence[Recording], events: Sequence[Event], trained: Sequence[str], notes: list[str], *, allow_leak: bool
 ) -> tuple[list[Recording], dict[str, int]]:
-    """Return the recordings of people who did not train, and how many are left out. Recordings without a subject are kept."""
-    leaks = [one for one in given if set(persons(one.subject)) & set(trained)]
+    """Return the recordings of people who did not train, and how many are left out. Recordings without a subject are kept.
+
+    A person trained if the recording or its marks name them as a training person, or alike: 05 is 5.
+    """
+    subjects = {one.name: persons(one.subject) for one in given}
+    for event in events:
+        subjects[event.recording] += persons(event.subject)
+    people = {person for named in subjects.values() for person in named}
+    known = {person for person in people if person in trained or any(similar_names((person, x)) for x in trained)}
+    leaks = [one for one in given if known & set(subjects[one.name])]
     if leaks and allow_leak:
         who = f"{counted(len(leaks), 'recording is', 'recordings are')} of people who trained"
         notes.append(f"{who}: the numbers say nothing about other people")
         return list(given), {}
-    nameless = sum(not one.subject for one in given)
+    nameless = sum(not subjects[one.name] for one in given)
     if nameless or not trained:
         which = (
             f"{counted(nameless, 'recording has', 'recordings have')} no subject"

@@ -170,6 +170,8 @@ class _Film:
 
         ``lengths``: sorted lengths of all events: the marks of pauses are as long, so that length tells nothing.
         """
+        if not (count and len(lengths)):
+            return []
         start, stop = self.start, self.stop
         if stop - start < COMMON * (self.end - self.begin):
             # A camera that ended early, or began late, does not take the pauses of the others.
@@ -179,7 +181,7 @@ class _Film:
         margin = settings.nothing_margin
         busy = [(event.start - margin, event.stop + margin) for event in events]
         free = gaps(busy, start, stop)
-        moved = [] if settings.nothing_seconds or not count else self.movements(lengths)
+        moved = [] if settings.nothing_seconds else self.movements(lengths)
         moved = [one for one in moved if any(low <= one[0] and one[1] <= high for low, high in free)]
         spans = evenly(moved, count)
         still = gaps(sorted(busy + [(low - margin, high + margin) for low, high in moved]), start, stop)
@@ -202,7 +204,8 @@ class _Film:
     def movements(self, lengths: np.ndarray) -> list[tuple[float, float]]:
         """Return what moves from rest to rest, and is as long as an event can be, in seconds of the recording's clock."""
         usual = float(np.median(lengths)) * RATE
-        n_moments = math.ceil(self.end * RATE)
+        origin = min(0, math.floor(self.begin * RATE))
+        n_moments = math.ceil(self.end * RATE) - origin
         moved_VT = np.full((len(self.cameras), n_moments), np.nan)
         for row_T, (view, parts) in zip(moved_VT, self.cameras.items(), strict=True):
             camera = next(one for one in self.recording.cameras if one.view == view)
@@ -211,14 +214,13 @@ class _Film:
             except VideoError:
                 continue  # too few pictures
             assert moved_T is not None
-            first = round(parts[0].start * RATE)
+            first = round(parts[0].start * RATE) - origin
             row = slice(max(0, first), first + len(moved_T))
             row_T[row] = np.log(moved_T + 1e-3)[max(0, -first) : n_moments - first]
         level = rest_level(whole_T := strength(moved_VT), usual)
         found = [] if level is None else find_movements(whole_T, level, usual)
-        return [
-            (a / RATE, b / RATE) for a, b in found if lengths[0] / 2 * RATE <= b - a <= LONGEST * lengths[-1] * RATE
-        ]
+        low, high = lengths[0] / 2 * RATE, LONGEST * lengths[-1] * RATE
+        return [((origin + a) / RATE, (origin + b) / RATE) for a, b in found if low <= b - a <= high]
 
 
 def evenly(items: list[tuple[float, float]], count: int) -> list[tuple[float, float]]:

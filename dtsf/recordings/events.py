@@ -111,6 +111,8 @@ def read_events(
     mark may mean several recordings.
     """
     marks, notes = read_marks(path, tier, fps)
+    named = {mark.recording for mark in marks}
+    several, of_table = len(named) > 1, not named.isdisjoint(one.name for one in recordings)
     events = []
     unknown: dict[str, str] = {}
     shifted: Counter[str] = Counter()
@@ -120,7 +122,8 @@ def read_events(
     for mark in marks:
         key = (mark.recording, mark.media, mark.origins, mark.exact, mark.frames)
         if key not in owners:
-            owner = _recording_of(mark, path, recordings)
+            by_name = mark.exact or (several and of_table)
+            owner = _recording_of(mark, path, recordings, by_name=by_name, several=several)
             owners[key] = owner, (None, 0.0) if owner is None else _clock_of(mark, owner)
         recording, (video, begin) = owners[key]
         if recording is None:
@@ -182,11 +185,17 @@ def read_all_events(
     return list(kept.values()), notes
 
 
-def _recording_of(mark: Mark, path: Path, recordings: Sequence[Recording]) -> Recording | None:
-    """Return the recording that a mark means, or None if it has a name that the table lacks."""
-    by_name = [one for one in recordings if one.name == mark.recording]
-    if by_name:
-        return by_name[0]
+def _recording_of(
+    mark: Mark, path: Path, recordings: Sequence[Recording], *, by_name: bool, several: bool
+) -> Recording | None:
+    """Return the recording that a mark means, or None if it has a name that the table lacks.
+
+    ``by_name``: the file names recordings of the table. ``several``: it has marks of several recordings, so its place and its name
+    say nothing.
+    """
+    named = next((one for one in recordings if one.name == mark.recording), None)
+    if named is not None or by_name:
+        return named
     real = os.path.realpath(path)
     videos = {one.name: [video for camera in one.cameras for video in camera.paths] for one in recordings}
     alike = {
@@ -200,15 +209,15 @@ def _recording_of(mark: Mark, path: Path, recordings: Sequence[Recording]) -> Re
         lambda one: one.events is not None and os.path.realpath(one.events) == real,
         lambda one: stem == one.name.casefold() or stem in (video.stem.casefold() for video in videos[one.name]),
         lambda one: path.parent.name.casefold() == one.name.casefold(),
-        lambda one: not mark.exact,
+        lambda _: True,
     )
-    for rule in rules:
+    for rule in rules[:1] if several else rules:
         found = [one for one in recordings if rule(one)]
         if len(found) == 1:
             return found[0]
         # A name such as cam1.mp4 may be in each recording: the next rule chooses among them.
         recordings = found or recordings
-    if mark.exact:
+    if several and not most:
         return None
     names = ", ".join(one.name for one in recordings[:5])
     raise DataError(

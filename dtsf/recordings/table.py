@@ -18,6 +18,7 @@ from pathlib import Path
 from dtsf.errors import DataError
 from dtsf.files.read import read_file
 from dtsf.files.write import write_atomically
+from dtsf.names import tidy
 from dtsf.pipeline.datasets.manifest import read_number, resolve_path
 from dtsf.pipeline.datasets.tables import MAX_BYTES, decode_text, parse_table, read_table
 from dtsf.pipeline.video.decode import probe
@@ -198,7 +199,7 @@ def write_offsets(path: Path, offsets: Mapping[tuple[str, str], float]) -> None:
             seen.add(key)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=table.separator)
     rows = [(reader.line_num, cells) for cells in reader]
-    heads = ([cell.strip().casefold() for cell in cells] for _, cells in rows)
+    heads = ([tidy(cell).casefold() for cell in cells] for _, cells in rows)
     top, header = next((k, cells) for k, cells in enumerate(heads) if set(REQUIRED) <= set(cells))
     column = header.index("offset") if "offset" in header else len(header)
     if column == len(header):
