@@ -11,7 +11,7 @@ from rtsp_camera import Camera
 from dtsf.errors import DataError, VideoError
 from dtsf.pipeline.video.stream import live_frames
 from dtsf.recordings.windows import WindowBlock
-from dtsf.recordings.work import WorkFile
+from dtsf.recordings.work import WorkFile, only_one
 
 PICTURES = np.random.default_rng(0).integers(0, 255, (30, 64, 96, 3), np.uint8)
 RATE = 8
@@ -50,6 +50,15 @@ def test_live_frames__damaged_frames_are_told_and_do_not_end_the_camera(make_vid
     assert shown == list(range(4 * RATE + 1))
     assert found
     assert found <= {2 * RATE - 1, 2 * RATE, 2 * RATE + 1}
+
+
+def test_only_one__refuses_a_second_timeline_of_the_recording_in_the_folder(tmp_path):
+    refused = pytest.raises(DataError, match="another dtsf process makes the timeline of lab in .*: wait for it, or choose another")
+    others = only_one(tmp_path, "yard"), only_one(tmp_path / "b", "lab")
+    with only_one(tmp_path, "lab"), others[0], others[1], refused, only_one(tmp_path, "lab"):
+        pass
+    with only_one(tmp_path, "lab"):
+        pass
 
 
 def test_work_file__goes_on_behind_the_last_whole_block_of_a_full_disk(tmp_path):

@@ -204,6 +204,15 @@ def test_place__says_who_must_be_looked_at():
     assert (nothing.share, nothing.accuracy, nothing.look) == (0.0, None, False)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_trusted__answers_of_one_probability_count_together(first):
+    right = np.array([first] * 20 + [1 - first] * 20)
+    p = np.stack([np.where(right, 0.9, 0.1), np.where(right, 0.1, 0.9)], 1)
+    known = held_out(p, np.zeros(40, int))
+    assert known.trusted([0]) == 1.0
+    assert known.place([0], 0.9).look
+
+
 def rig(n=200, seed=5):
     """Held-out answers of two cameras. Camera 1 is often right alone, and sure where it is; both together are always right."""
     rng = np.random.default_rng(seed)

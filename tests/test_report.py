@@ -8,8 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from make_cache import SMALL_NETWORK
 
 from dtsf.api import load
+from dtsf.cache.reader import open_dataset
 from dtsf.errors import CheckpointError, ConfigError
 from dtsf.report.cache_page import report_cache
 from dtsf.report.compare_page import compare_runs
@@ -231,6 +233,22 @@ def test_run_page__without_its_cache_still_has_the_numbers(dtsf, world, tmp_path
     assert re.search("This page has no pictures and no probes: [^<]*gone", text)
     assert "reliability diagram" in text
     assert "data:image" not in text
+
+
+def test_run_page__of_a_run_without_some_classes_has_its_pictures_and_probes(dtsf, world, tmp_path):
+    cache = world / "cache"
+    name = open_dataset(cache, None).info.class_names[0]
+    words = [word for change in (*SMALL_NETWORK, "train.calibrate=0") for word in ("--set", change)]
+    words += ["--set", f"train.exclude_classes=['{name}']", "--protocol", "cross-subject:2", "--epochs", 1, "--out", "run"]
+    dtsf.said("train", "--cache", cache, *words, cwd=tmp_path)
+    dtsf.said("report", "run", cwd=tmp_path)
+    text = (tmp_path / "run/report.html").read_text()
+    assert "data:image" in text
+    assert "random order" in text
+    run = read_run(tmp_path / "run")
+    net, (data, _) = load(tmp_path / "run").net, open_run_cache(run, cache)
+    alone = probe(run, net, data, cache, lambda *_: None).inputs.of("views")
+    assert [v.top1_unchanged for v in alone] == pytest.approx([run.metrics.top1] * 6)
 
 
 def test_report_run__names_the_damaged_file(world, hostile, run_copy):

@@ -186,6 +186,7 @@ NAMED = [
     ("left right", "left_to_right.mp4", "left?"),
     ("1 2", "take_1a.mp4 s1_take_1.mp4", "1? 2?"),
     ("left right", "left/a.mp4 left/b.mp4", "left? right?"),
+    ("cam1 cam2", "/cam2/take.mp4 /cam1/take.mp4", "cam2 cam1"),
 ]
 
 

@@ -35,6 +35,7 @@ from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Camera, Recording
 from dtsf.recordings.timeline import Model, Plan, find_timeline, write_files
 from dtsf.recordings.windows import Grid, WindowBlock, plan_grid
+from dtsf.recordings.work import only_one
 
 SIDE = 32
 SPEC = CacheSpec(decoder="pyav", frames=8, size=SIDE, crop="centre", encoder="x", grid=3, weights_hash="x", channels=2)
@@ -820,6 +821,8 @@ def test_find_timelines__a_broken_recording_is_named_after_all_others(tmp_path, 
     plan = _plan((Path("a.mp4"),) * 3)
 
     def find(plan, *_, **__):
+        with pytest.raises(DataError, match="another dtsf process"), only_one(tmp_path, plan.name):
+            pass
         if plan.name == "b":
             raise VideoError("camera cam1: damaged")
         return _timeline(recording=plan.name), None

@@ -24,6 +24,7 @@ from dtsf.recordings.settings import TimelineSettings
 from dtsf.recordings.table import Camera, Recording, chapters, check_offsets, check_videos, read_recordings
 from dtsf.recordings.timeline import Model, Plan, Progress, find_timeline, write_files
 from dtsf.recordings.windows import Grid, Window, plan_grid, read_windows
+from dtsf.recordings.work import only_one
 
 if TYPE_CHECKING:
     from dtsf.predict.run import Run
@@ -238,17 +239,18 @@ def find_timelines(
         model = model_of(*(source.number for source in plan.sources))
         own = [event for event in events if event.recording == plan.name]
         calls: dict[str, Any] = {"on_progress": on_progress, "on_bout": partial(on_bout, plan.name), "stopped": stopped}
-        try:
-            timeline, work = find_timeline(plan, model, out, **calls)
-        except VideoError as error:
-            failed[plan.name] = error
-            continue
-        said = [note for note in notes if note.startswith(str(file))]
-        views = [source.number for source in plan.sources]
-        known = run.held_out if settings.as_needed is None else run.question(None, settings.as_needed).held_out
-        trusted = known.trusted(views) if known is not None else None
-        timeline = timeline.model_copy(update={"notes": (*timeline.notes, *said), "trusted": trusted})
-        write_files(timeline, work, plan, own, out, str(run.folder))
+        with only_one(out, plan.name):
+            try:
+                timeline, work = find_timeline(plan, model, out, **calls)
+            except VideoError as error:
+                failed[plan.name] = error
+                continue
+            said = [note for note in notes if note.startswith(str(file))]
+            views = [source.number for source in plan.sources]
+            known = run.held_out if settings.as_needed is None else run.question(None, settings.as_needed).held_out
+            trusted = known.trusted(views) if known is not None else None
+            timeline = timeline.model_copy(update={"notes": (*timeline.notes, *said), "trusted": trusted})
+            write_files(timeline, work, plan, own, out, str(run.folder))
         yield timeline
     if failed and len(table) == 1:
         raise failed[table[0].name]

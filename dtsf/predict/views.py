@@ -94,7 +94,7 @@ def trained_region(info: DatasetInfo, number: int, hint: str) -> tuple[Box | Non
 def _texts(videos: Sequence[Path]) -> Iterator[list[str]]:
     """Yield the name of each video and the names of its folders, the nearest first. A folder of all videos is left out."""
     paths = [Path(os.path.abspath(video)) for video in videos]
-    shared = len(os.path.commonpath([path.parent for path in paths]).split(os.sep)) if len(paths) > 1 else 0
+    shared = len(Path(os.path.commonpath([path.parent for path in paths])).parts) if len(paths) > 1 else 0
     for path in paths:
         folders = path.parts[max(1, shared) : -1] if shared else path.parts[1:-1][-1:]
         yield [path.name if path.is_dir() else path.stem, *folders[::-1]]

@@ -27,12 +27,11 @@ from dtsf.recordings.needed import AsNeeded, Classify
 from dtsf.recordings.outputs import WRITERS
 from dtsf.recordings.page import render_page
 from dtsf.recordings.windows import KNOWN, Grid, Resume, WindowBlock, read_windows
-from dtsf.recordings.work import WorkFile
+from dtsf.recordings.work import WORK, WorkFile
 
 if TYPE_CHECKING:
     from dtsf.pipeline.encoders.choose import Encoder
 
-WORK = ".work"  # folder of the work files in the output folder
 BINS = 8192  # of the curves
 
 

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -15,9 +16,10 @@ import numpy as np
 import xxhash
 
 from dtsf.errors import DataError
-from dtsf.files.write import open_journal
+from dtsf.files.write import lock, open_journal
 from dtsf.recordings.windows import WindowBlock
 
+WORK = ".work"  # folder of the work files, in that of the timelines
 DIGITS = 9  # of stored numbers: bouts are made of what is stored, so that an interrupted run gives the same
 PICTURE_SIDE = 72
 ARRAYS = {"p": "probabilities_NK", "u": "uncertainty_N", "w": "weights_NV", "opened": "opened_NV", "moved": "moved_VT"}
@@ -122,6 +124,16 @@ class WorkFile:
         except (ValueError, KeyError, TypeError):
             return False
         return True
+
+
+def only_one(out: Path, name: str) -> AbstractContextManager[None]:
+    """Refuse a second process that makes the timeline of a recording in the same folder: they would share its work file."""
+    busy = f"another dtsf process makes the timeline of {name} in {out}: wait for it, or choose another --out"
+    return lock(
+        out / WORK / f"{name}.lock",
+        unwritable=lambda why: DataError(f"cannot write in {out}: {why}; choose another --out"),
+        busy=DataError(busy),
+    )
 
 
 def _block(number: int, line: dict[str, Any]) -> WindowBlock:

@@ -12,7 +12,7 @@ from dtsf.cache.reader import CachedDataset, list_datasets, open_dataset
 from dtsf.cache.schema import Clip
 from dtsf.errors import CacheError
 from dtsf.model.network import DTSFNet
-from dtsf.report.run_data import RunData
+from dtsf.report.run_data import RunData, known_clips
 from dtsf.training.data import load_groups
 from dtsf.training.evaluate import evaluate_groups
 from dtsf.training.metrics import GroupPrediction, Metrics
@@ -69,7 +69,7 @@ def probe(
     """Probe the input, and evaluate on the other datasets. ``on_step`` is called with (done, total, name of the next step)."""
     names, others = data.info.view_names, [name for name in list_datasets(cache) if name != data.info.name]
     rule = parse_protocol(run.evaluation.protocol, data.info.kind)
-    split = split_clips(data.clips, rule, data.info.kind, names)
+    split = split_clips(known_clips(run.checkpoint.state, data), rule, data.info.kind, names)
     steps = 0
 
     def on_input(done: int, total: int, name: str) -> None:
@@ -86,16 +86,15 @@ def probe(
         on_step(k, steps + len(others), name)
         try:
             other = open_dataset(cache, name)
-            if other.info.class_names != state.info.class_names:
-                raise CacheError("it has other classes")
+            clips = known_clips(state, other)
             if other.spec.fingerprint() != state.fingerprint:
                 raise CacheError("it has other settings")
-            chosen, _ = draw_groups(other.clips, MAX_GROUPS)
-            metrics = evaluate_groups(net, load_groups(other, chosen), other.info.class_names)
+            chosen, _ = draw_groups(clips, MAX_GROUPS)
+            metrics = evaluate_groups(net, load_groups(other, chosen), state.info.class_names)
         except CacheError as error:
             skipped.append(f"{name}: {error}")
         else:
-            shared = [person for person in subjects_of(other.clips) if person in subjects]
+            shared = [person for person in subjects_of(clips) if person in subjects]
             copies, _ = find_copies([*other.pieces.values()], trained)
             datasets.append(DatasetProbe(other.info.name, metrics, tuple(shared), len(copies)))
     on_step(steps + len(others), steps + len(others), "")

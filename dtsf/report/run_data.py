@@ -11,14 +11,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from dtsf.cache.reader import CachedDataset, open_dataset
-from dtsf.cache.schema import describe_difference
+from dtsf.cache.schema import Clip, describe_difference
 from dtsf.errors import CacheError, CheckpointError
 from dtsf.files.read import parse_json, read_file
 from dtsf.settings import explain
-from dtsf.training.checkpoint import Checkpoint, load_checkpoint
+from dtsf.training.checkpoint import Checkpoint, RunState, load_checkpoint
 from dtsf.training.evaluate import Evaluation
 from dtsf.training.metrics import Metrics
 from dtsf.training.recipe import Recipe
+from dtsf.training.splits import split_by_known_classes
 
 MAX_BYTES = 1 << 28  # largest file of a run
 
@@ -116,14 +117,21 @@ def open_run_cache(run: RunData, cache: Path) -> tuple[CachedDataset | None, str
     state, command = run.checkpoint.state, f"dtsf report {run.folder} --cache DIR"
     try:
         data = open_dataset(cache, state.info.name)
+        known_clips(state, data)
     except CacheError as error:
         return None, f"{error}. For a cache at another path: {command}"
-    if data.info.class_names != state.info.class_names:
-        return None, f"{data.store} has other classes than this run: {command}"
     if data.spec.fingerprint() != state.fingerprint:
         difference = describe_difference(data.spec, state.spec)
         return None, f"{data.store} has other settings than the cache of this run ({difference}): {command}"
     return data, ""
+
+
+def known_clips(state: RunState, data: CachedDataset) -> tuple[Clip, ...]:
+    """Return the clips of the run's classes, with its labels. Raises CacheError: the dataset has other classes."""
+    own, found = state.info.class_names, data.info.class_names
+    if own != found and not (state.recipe.train.exclude_classes and set(own) <= set(found)):
+        raise CacheError(f"{data.store} has other classes than this run")
+    return split_by_known_classes(data.clips, found, own)[0]
 
 
 def recipe_text(recipe: Recipe) -> dict[str, dict[str, str]]:

@@ -15,7 +15,7 @@ from dtsf.report import svg
 from dtsf.report.gallery import choose_samples, network_strips
 from dtsf.report.page import render, write_page
 from dtsf.report.probes import Probes, probe
-from dtsf.report.run_data import RunData, open_run_cache, read_run, recipe_text
+from dtsf.report.run_data import RunData, known_clips, open_run_cache, read_run, recipe_text
 from dtsf.training.checkpoint import load_network
 from dtsf.training.held_out import HeldOut, read_held_out
 from dtsf.training.metrics import GroupPrediction
@@ -58,7 +58,8 @@ def report_run(
     if data is not None:
         probes = probe(run, load_network(run.checkpoint), data, cache, on_step)
         kind, views = data.info.kind, data.info.view_names
-        split = split_clips(data.clips, parse_protocol(run.evaluation.protocol, kind), kind, views)
+        rule = parse_protocol(run.evaluation.protocol, kind)
+        split = split_clips(known_clips(state, data), rule, kind, views)
         tested: dict[str, list[Clip]] = {}
         for clip in split.test if run.evaluation.split == "test" else split.train:
             if views[clip.view - 1] in run.evaluation.views:

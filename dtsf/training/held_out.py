@@ -147,8 +147,9 @@ class HeldOut:
     def trusted(self, views: Sequence[int]) -> float:
         """Return the least probability of the surest answers from these views (from 0) of which 95 % are right; 1 if none are."""
         probability_R = self.rows(views)[0].log_p_RK.amax(1).exp().sort(descending=True).values.tolist()
-        good = [p for p, (_, accuracy) in zip(probability_R, self.curve(views), strict=True) if accuracy >= TRUSTED]
-        return good[-1] if good else 1.0
+        after_R = [*probability_R[1:], -1.0]  # of answers with the same probability, only all of them count
+        rows = zip(probability_R, after_R, self.curve(views), strict=True)
+        return min((p for p, after, (_, accuracy) in rows if after < p and accuracy >= TRUSTED), default=1.0)
 
     @property
     def surest_line(self) -> str:
