@@ -14,6 +14,7 @@ from helpers import exit_code, forked
 from make_cache import draw
 
 import dtsf as package
+from dtsf.cache.reader import open_dataset
 from dtsf.errors import CacheError, CheckpointError, ConfigError
 from dtsf.experiments.ablation import load_table, make_variants
 from dtsf.training.recipe import builtin_names
@@ -55,6 +56,19 @@ def whole(cache, tmp_path_factory):
 def three(tmp_path):
     (tmp_path / "three.toml").write_text(THREE)
     return str(tmp_path / "three.toml")
+
+
+def test_ablate__a_row_with_other_classes_is_not_compared(cache, tmp_path):
+    name = open_dataset(cache, "wider").info.class_names[0]
+    (tmp_path / "two.toml").write_text(
+        f'title = "Two"\n[[row]]\nname = "all"\n[[row]]\nname = "fewer"\nset = ["train.exclude_classes=[\'{name}\']"]\n'
+    )
+    options = COMMON | {"dataset": "wider", "out": tmp_path / "out", "overrides": SHORT, "seeds": (0,)}
+    result = package.ablate(cache, table=str(tmp_path / "two.toml"), **options)
+    assert (result.done, result.total) == (2, 2)
+    assert not result.rows[1].compared
+    assert "row 'fewer' is not compared: " in result.tests[0].note
+    assert "row 'fewer' is not compared: " in (tmp_path / "out/two.md").read_text()
 
 
 def rows_of(file):

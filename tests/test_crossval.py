@@ -16,6 +16,7 @@ from sklearn.metrics import log_loss
 
 import dtsf as package
 from dtsf.errors import CacheError, CheckpointError, ConfigError
+from dtsf.experiments import crossval as crossval_module
 from dtsf.experiments.crossval_files import advice, read_others, write_crossval
 from dtsf.experiments.folds import plan_folds
 from dtsf.experiments.grid import identity
@@ -313,6 +314,28 @@ def test_crossval__reads_the_start_of_all_folds_once_and_notes_it(cache, whole, 
     with pytest.raises(KeyboardInterrupt):
         package.crossval(cache, on_result=stop, **COMMON | {"out": tmp_path, "init": folder, "allow_leak": True})
     assert read == [folder / "last"]
+
+
+def test_crossval__does_not_replace_a_result_by_one_of_another_start_or_version(cache, whole, tmp_path, monkeypatch):
+    shutil.copytree(whole[1], tmp_path, dirs_exist_ok=True)
+    before, folder = (tmp_path / "crossval.json").read_bytes(), whole[1] / whole[0].folds[0].run
+    options = COMMON | {"out": tmp_path, "tests": ["other"]}
+    with pytest.raises(ConfigError, match="has the result of other settings .*: choose another, and --compare"):
+        package.crossval(cache, **options | {"init": folder, "allow_leak": True})
+    new = {**crossval_module.versions(), "dtsf": "9.9"}
+    monkeypatch.setattr(crossval_module, "versions", lambda: new)
+    with pytest.raises(ConfigError, match="has the result of other settings .*, dtsf .*: choose another"):
+        package.crossval(cache, **options)
+    assert (tmp_path / "crossval.json").read_bytes() == before
+
+
+def test_crossval__a_test_that_cannot_be_compared_is_a_note(cache, whole, tmp_path):
+    other = shutil.copytree(cache, tmp_path / "cache")
+    change(other, "other", label=ANNOTATIONS["label"])
+    options = COMMON | {"overrides": SLOWER, "out": tmp_path / "out", "tests": ["other"], "compare": [whole[1]]}
+    result = package.crossval(other, **options)
+    assert set(result.compared[str(whole[1])]) == {"drawn"}
+    assert any(f"other: not compared with {whole[1]}: " in note for note in result.notes)
 
 
 def test_crossval__names_what_to_remove_of_damaged_answers(cache, whole, tmp_path):

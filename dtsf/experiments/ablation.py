@@ -94,6 +94,7 @@ def ablate(
     jobs = {job.name: job for own in grid_jobs.values() for job in own.values()}
     pool, first = Pool(), variants[0][0].variant
     known: dict[tuple[object, ...], tuple[Summary | None, Comparison | None]] = {}
+    apart: dict[tuple[str, str], str] = {}
 
     def numbers(row: AblationRow, answers: Mapping[tuple[str, str], dict[int, Answers]]) -> dict[str, Any]:
         own = row.same_as or row.variant
@@ -102,9 +103,13 @@ def ablate(
             by_seed, others = answers[own, name], answers[first, name] if own != first else {}
             key = own, name, *by_seed, "minus", *others
             if key not in known:  # a training of another row changes nothing here
-                both = by_seed.keys() & others.keys()
-                summary = summarise(list(by_seed.values())) if by_seed else None
-                known[key] = summary, compare(by_seed, others) if both else None
+                comparison = None
+                if by_seed.keys() & others.keys():
+                    try:
+                        comparison = compare(by_seed, others)
+                    except ConfigError as error:  # the row has other classes, so other performances
+                        apart[name, row.variant] = str(error)
+                known[key] = summarise(list(by_seed.values())) if by_seed else None, comparison
             scores[name], compared[name] = known[key]
         return {
             "top1": {name: {seed: one.top1() for seed, one in answers[own, name].items()} for name in names},
@@ -125,12 +130,19 @@ def ablate(
                 if job.name in records:
                     seconds[seed] += records[job.name].seconds
             rows.append(row.model_copy(update={"seconds": dict(seconds)} | numbers(row, answers)))
+        said = {
+            test: [f"row {row!r} is not compared: {why}" for (name, row), why in apart.items() if name == test]
+            for test in names
+        }
         ablation = Ablation(
             **grid.header(),
             table=Path(chosen.table).stem,
             title=table.title,
             protocol=by,
-            tests=tests,
+            tests=tuple(
+                test.model_copy(update={"note": "; ".join(filter(None, [test.note, *said[test.name]]))})
+                for test in tests
+            ),
             gap=gap,
             rows=tuple(rows),
             done=len(records),

@@ -20,9 +20,10 @@ from dtsf.experiments.results import Crossval, CrossvalFold, CurvePoint, RunReco
 from dtsf.experiments.run_jobs import publish_all
 from dtsf.experiments.settings import CrossvalSettings
 from dtsf.training.answers import Answers
+from dtsf.training.checkpoint import versions
 from dtsf.training.protocols import subjects_of
 from dtsf.training.recipe import default_recipe, load_recipe
-from dtsf.training.scores import Numbers, compare, sum_up, summarise
+from dtsf.training.scores import Comparison, Numbers, compare, sum_up, summarise
 from dtsf.training.start import read_start
 from dtsf.training.train import check_device, check_recipe_fits
 
@@ -63,6 +64,7 @@ def crossval(
     key = hash_of([data.info.name, classes, data.spec.fingerprint(), by, clips])
     tests = grid.tests(by)
     names, own = [test.name for test in tests], tests[0].name
+    settings_key = hash_of(whole if grid.init is None else [whole, grid.init])
     others = read_others(chosen, key, by)
     main = grid.jobs(recipe, chosen.changes())
     curve = _curve(grid, chosen)
@@ -74,17 +76,21 @@ def crossval(
         answers = {name: pool.seeds(main, records, name) for name in names}
         answers = {name: by_seed for name, by_seed in answers.items() if by_seed}
         complete = {name: {seed: one.complete() for seed, one in by_seed.items()} for name, by_seed in answers.items()}
-        compared = {}
-        for where, there in others.items():
-            both = {name: theirs for name, theirs in there.items() if complete.get(name, {}).keys() & theirs.keys()}
-            compared[where] = {name: compare(complete[name], theirs) for name, theirs in both.items()}
+        notes = [f"{test.name}: {test.note}" for test in tests if test.note]
+        compared: dict[str, dict[str, Comparison]] = {where: {} for where in others}
+        for where, name, theirs in ((where, *test) for where, there in others.items() for test in there.items()):
+            if complete.get(name, {}).keys() & theirs.keys():
+                try:
+                    compared[where][name] = compare(complete[name], theirs)
+                except ConfigError as error:  # the clips of a --test have changed
+                    notes.append(f"{name}: not compared with {where}: {error}")
         result = Crossval(
             **grid.header() | {"seeds": tuple(complete.get(own, ()))},
             by=by,
             folds_by=chosen.folds,
             class_names=data.info.class_names,
             tests={name: summarise(list(complete[name].values())) for name in names if name in complete},
-            notes=tuple(f"{test.name}: {test.note}" for test in tests if test.note),
+            notes=tuple(notes),
             people=_people(list(complete.get(own, {}).values())),
             views=_views(data.info.view_names, answers.get(own, {})),
             folds=tuple(_folds(folds, main, records, pool, own)),
@@ -94,7 +100,7 @@ def crossval(
             total=len(jobs),
             reused=reused,
             key=key,
-            settings=hash_of(whole),
+            settings=settings_key,
         )
         write_crossval(result, answers, out)
         on_result(result)
@@ -102,15 +108,21 @@ def crossval(
 
     with locked(out, "crossval"):
         before = read_result(out)
-        if before is not None and (before.key, before.settings) != (key, hash_of(whole)):
+        version = versions()["dtsf"]
+        if before is not None and (before.key, before.settings, before.versions["dtsf"]) != (
+            key,
+            settings_key,
+            version,
+        ):
             what = f"{before.dataset}, {before.by}, recipe {' '.join([before.recipe, *before.overrides])}"
             if before.key != key:
                 raise ConfigError(
                     f"--out {out} has the result of other clips, labels or folds ({what}): choose another"
                 )
-            raise ConfigError(
-                f"--out {out} has the result of other settings ({what}): choose another, and --compare {out}"
-            )
+            if before.settings == settings_key:
+                what += f", dtsf {before.versions['dtsf']}"
+            paired = f", and --compare {out}" if before.seeds else ""
+            raise ConfigError(f"--out {out} has the result of other settings ({what}): choose another{paired}")
         return publish_all([*jobs.values()], publish, on_epoch)
 
 

@@ -145,11 +145,15 @@ class Grid:
     calibrated: bool = True
 
     @cached_property
-    def _common(self) -> list[list[Any]]:
+    def init(self) -> list[int] | None:
+        """Size and time of the file of ``--init``; None without one."""
         file = None if self.start is None else weights_file(self.start.path).stat()
-        init = None if file is None else [file.st_size, file.st_mtime_ns]
+        return None if file is None else [file.st_size, file.st_mtime_ns]
+
+    @cached_property
+    def _common(self) -> list[list[Any]]:
         info, fingerprint = self.data.info.model_dump(mode="json"), self.data.spec.fingerprint()
-        last = [init, versions()["dtsf"], *(["calibrated"] if self.calibrated else [])]
+        last = [self.init, versions()["dtsf"], *(["calibrated"] if self.calibrated else [])]
         clips = [identity(self.data, fold.split.train) for fold in self.folds]
         return [
             [info, fingerprint, str(fold.rule), *([own], *last)] for fold, own in zip(self.folds, clips, strict=True)
