@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -192,6 +193,35 @@ def test_sync_recordings__sound_that_is_sure_needs_no_picture(film):
     a, b = film("g.mp4", 2, 24, 1, sound=True), film("h.mp4", 3, 24, 1, sound=True, seed=1)
     camera = sync_recordings([recording_of([a, b])])[0].cameras[1]
     assert (camera.by, camera.offset) == ("sound", pytest.approx(1, abs=0.05))
+
+
+@pytest.mark.parametrize(("rate", "layout"), [(16000, "mono"), (22050, "stereo")])
+def test_read_track__the_sound_of_a_stream_may_change_its_form(tmp_path, rate, layout):
+    import av
+
+    def noise(path, rate, layout, seed, seconds=4):
+        with av.open(str(path), "w", format="mpegts") as container:
+            video, audio = container.add_stream("mpeg2video", rate=25), container.add_stream("mp2", rate=rate, layout=layout)
+            video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+            for k in range(seconds * 25):
+                picture = np.full((48, 64, 3), 40 + k % 2, np.uint8)
+                container.mux(video.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            channels, random = audio.layout.nb_channels, np.random.default_rng(seed)
+            for k in range(seconds * rate // 1152):
+                values = (random.normal(size=(1, 1152 * channels)) * 3000).astype(np.int16)
+                frame = av.AudioFrame.from_ndarray(values, format="s16", layout=layout)
+                frame.sample_rate, frame.pts, frame.time_base = rate, k * 1152, Fraction(1, rate)
+                container.mux(audio.encode(frame))
+            container.mux(audio.encode())
+            container.mux(video.encode())
+        return path.read_bytes()
+
+    whole = tmp_path / "whole.ts"
+    whole.write_bytes(noise(tmp_path / "a.ts", 16000, "stereo", 1) + noise(tmp_path / "b.ts", rate, layout, 2))
+    alone = read_track([tmp_path / "a.ts"], pictures=False).sound
+    both = read_track([whole], pictures=False).sound
+    assert np.isfinite(both).all()
+    assert both.shape[1] >= alone.shape[1]
 
 
 def test_sync__one_camera_has_nothing_to_compare_with(film, dtsf):

@@ -230,6 +230,19 @@ def test_shown_frames__damage_in_the_middle_is_noted_at_its_moments(films, tmp_p
         assert sorted(damaged) == [k for k in frames if any(first <= k <= last for first, last in ranges)]
 
 
+def test_camera__a_chapter_that_does_not_decode_does_not_move_the_ones_behind_it(films, tmp_path):
+    chapters = [_film(tmp_path / f"{k}.mp4", 30, first=30 * k) for k in range(3)]
+    chapters[1] = _damage(chapters[1], tmp_path / "broken.mp4", slice(None))
+    source = Source("a", 0, tuple((str(path), 3.0 * k, 3.0 * k + 3) for k, path in enumerate(chapters)))
+    moments, numbers = _read(source, 0, 89)
+    assert moments == list(range(90))
+    assert numbers == [*range(30), *[29] * 30, *range(60, 90)]
+    damaged = set()
+    parts = [{"path": str(path), "start": start, "stop": stop} for path, start, stop in source.chapters]
+    assert [moment for moment, _ in stream.shown_frames(parts, 10.0, [(0, 89)], damaged)] == list(range(90))
+    assert damaged == set(range(30, 60))
+
+
 def test_camera__more_moments_than_frames_repeat_the_frame(films):
     moments, numbers = _read(Source("a", 0, ((str(films[0]), 0.0, 11.6),)), 0, 99, rate=25.0)
     assert moments == list(range(100))

@@ -103,7 +103,6 @@ class _Chapter:
     """One decoded file. ``times``: seconds of the camera, between two pictures. ``shares``: of cells above each of LEVELS."""
 
     def __init__(self, path: Path, start: float, report: Report, *, pictures: bool, sound: bool) -> None:
-        import av
         from av.video.reformatter import VideoReformatter
 
         self.times: list[float] = []
@@ -114,9 +113,9 @@ class _Chapter:
         self._shape, self._time = (0, 0, 0), -np.inf  # and seconds, of the last picture
         self._power: list[np.ndarray] = []
         self._rest = np.zeros(0, np.float32)
-        self._n_samples = 0  # that the file had
+        self._heard_seconds = 0.0  # of sound that the file had
         self._reformatter = VideoReformatter()
-        self._heard, self._to_sound = av.AudioFifo(), av.AudioResampler("flt", "mono", SOUND_RATE)
+        self._begin_sound(("", "", 0))
         self._read(path, start, report, pictures, sound)
         self._compare()
         self._measure()
@@ -196,16 +195,27 @@ class _Chapter:
             self.shares.append(_changed(levels.reshape(len(levels), -1).astype(np.int16)))
         del self._pictures[:-1]
 
+    def _begin_sound(self, form: tuple[str, str, int]) -> None:
+        """Begin to collect sound of this format, layout and rate; FFmpeg's queue holds one form only."""
+        import av
+
+        self._form = form
+        self._heard, self._to_sound = av.AudioFifo(), av.AudioResampler("flt", "mono", SOUND_RATE)
+
     def _hear(self, frame: Any, zero: float) -> None:
         seconds = frame.time
-        if seconds is not None and not self._n_samples:
+        form = frame.format.name, frame.layout.name, frame.sample_rate
+        if form != self._form:
+            self._measure()
+            self._begin_sound(form)
+        if seconds is not None and not self._heard_seconds:
             self.sound_start = seconds - zero
         elif seconds is not None:
-            missing = seconds - zero - self.sound_start - self._n_samples / frame.sample_rate
+            missing = seconds - zero - self.sound_start - self._heard_seconds
             if missing > GAP:
                 self._measure(np.zeros(int(min(missing, 3600.0) * SOUND_RATE), np.float32))
-                self._n_samples += int(missing * frame.sample_rate)
-        self._n_samples += frame.samples
+                self._heard_seconds += missing
+        self._heard_seconds += frame.samples / frame.sample_rate
         frame.pts = None  # a FIFO refuses a gap
         self._heard.write(frame)
         if self._heard.samples >= SOUND_TOGETHER * frame.sample_rate:

@@ -69,6 +69,7 @@ def shown_frames(
     ``damaged``: gets the moments of damaged frames, each before the frames behind it are yielded.
     """
     damaged = set() if damaged is None else damaged
+    shown = None
 
     def at_moments(seconds: list[float], moments: np.ndarray) -> set[int]:
         return {int(np.clip((start + one) * rate, moments[0], moments[-1])) for one in seconds}
@@ -112,8 +113,14 @@ def shown_frames(
                         index = corrected.args[0]
                     finally:
                         damaged |= at_moments(source.take_damaged(before, first), moments)
+                if (
+                    frame is None
+                ):  # nothing of the file decodes: the last frame of the file before it stays, as time goes on
+                    damaged |= set(moments.tolist())
+                    frame = shown
                 for moment in moments[at:].tolist() if frame is not None else ():
                     yield moment, frame
+                shown = frame
 
 
 def live_frames(
