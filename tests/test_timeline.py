@@ -25,7 +25,7 @@ from dtsf.pipeline.video.stretches import LONGEST, cut_stretches
 from dtsf.predict.promised import make_question
 from dtsf.predict.recordings import find_timelines, plan_recording
 from dtsf.recordings.bouts import Bout, BoutFinder, BoutOptions, Media, MediaFile, Timeline
-from dtsf.recordings.cameras import CameraStream, Source
+from dtsf.recordings.cameras import CameraStream, EmbeddedCamera, Source
 from dtsf.recordings.events import Event, read_events
 from dtsf.recordings.movements import find_movements, rest_level, strength
 from dtsf.recordings.needed import AsNeeded
@@ -241,6 +241,18 @@ def test_camera__a_chapter_that_does_not_decode_does_not_move_the_ones_behind_it
     parts = [{"path": str(path), "start": start, "stop": stop} for path, start, stop in source.chapters]
     assert [moment for moment, _ in stream.shown_frames(parts, 10.0, [(0, 89)], damaged)] == list(range(90))
     assert damaged == set(range(30, 60))
+
+
+def test_camera__has_any_number_of_chapters(films):
+    chapters = tuple((str(films[0]), 11.6 * k, 11.6 * k + 11.6) for k in range(3000))
+    assert _read(Source("a", 0, chapters), 0, 20) == ([*range(21)], [*range(21)])
+
+
+def test_embedded_camera__films_no_window_without_a_moment():
+    camera = EmbeddedCamera(SimpleNamespace(), None, "float32", 5)
+    camera._parts, camera._begins, camera._moved = [np.zeros((10, 2, 3))], [0], [np.zeros(10)]
+    assert camera.films(5, 10)
+    assert not camera.films(10, 10)
 
 
 def test_camera__more_moments_than_frames_repeat_the_frame(films):

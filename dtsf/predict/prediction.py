@@ -118,4 +118,8 @@ def predict_onnx(
     probabilities_BK, uncertainty_B, weights_BV = network(x_VFPC.unflatten(2, (grid, grid)).unsqueeze(0))
     outputs = average([(probabilities_BK, uncertainty_B, weights_BV[:, np.argsort(order)])])
     notes = [*chosen.notes(metadata.info.view_names, paths), *embedded.notes]
+    if metadata.views < (n_views := len(metadata.info.view_names)):
+        notes.append(
+            f"{file} has {metadata.views} of {n_views} views: no branch of all views takes part, so --run may answer otherwise"
+        )
     return make_prediction(metadata.info, outputs, chosen, notes, paths=paths)

@@ -69,7 +69,6 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
         names = ("path", "start", "stop")
         request: dict[str, Any] = {
             "name": source.live or source.chapters[0][0],
-            "chapters": [dict(zip(names, chapter, strict=True)) for chapter in source.chapters],
             "live": source.live and {"source": source.live, "offset": source.offset, "idle": idle},
             **{"rate": rate, "size": spec.size, "crop": spec.crop},
             **{"region": source.region, "ignore": source.ignore, "parent": os.getpid()},
@@ -82,6 +81,8 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
         )
         if not source.live:
+            # Not as an argument, whose length is limited: a day may have thousands of files.
+            self._write([dict(zip(names, chapter, strict=True)) for chapter in source.chapters])
             self.ask(ranges)
 
     def __exit__(self, *_: object) -> None:
@@ -90,9 +91,12 @@ class CameraStream(contextlib.AbstractContextManager["CameraStream"]):
 
     def ask(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Ask for these ranges, in order, when all before are read to their ends."""
+        self._write(ranges)
+
+    def _write(self, document: object) -> None:
         assert self._child.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # read() says why
-            self._child.stdin.write(json.dumps(ranges).encode() + b"\n")
+            self._child.stdin.write(json.dumps(document).encode() + b"\n")
             self._child.stdin.flush()
 
     def read(self) -> Stretch | None:
@@ -191,7 +195,7 @@ class EmbeddedCamera:
 
     def films(self, start: int, stop: int) -> bool:
         """Return whether the camera films nearly all of a window."""
-        return min(stop, self.stop) - max(start, self.first) >= COVERED * (stop - start)
+        return stop > start and min(stop, self.stop) - max(start, self.first) >= COVERED * (stop - start)
 
     def window(self, start: int, stop: int, n_frames: int) -> np.ndarray:
         """Return the embeddings of frames of a window, as far as the camera films it: (F, P, C)."""

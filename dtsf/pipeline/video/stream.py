@@ -263,9 +263,10 @@ def serve(request: dict[str, Any]) -> None:
             moments = live_frames(live["source"], rate, live["offset"], live["idle"], growing, stopped, damaged)
             yield [(0, sys.maxsize)], moments
             return
+        chapters = json.loads(sys.stdin.readline() or "[]")
         for line in sys.stdin:
             ranges = json.loads(line)
-            yield ranges, shown_frames(request["chapters"], rate, ranges, damaged)
+            yield ranges, shown_frames(chapters, rate, ranges, damaged)
 
     try:
         aspect = Fraction(1) if live is not None else probe(Path(request["name"])).aspect
