@@ -93,7 +93,7 @@ def test_find_copies__agrees_with_the_comparison_of_each_pair():
      "groups with different subjects: group g: ann in 0.avi, ben in 1.avi (line 3)"),
     ([{}, {}], "all clips (2) are of one class (x): dtsf train needs two"),
     ([{"split": "train"}, {"split": "test", "label": 1}], "column split: classes without a training clip cannot be learned: y"),
-    ([{"end": 90.0, "line": 7}, {"label": 1}], "far behind its file, of which the rest is used: 0.avi (line 7) ends at 90 s"),
+    ([{"end": 90.0, "line": 7}, {"label": 1}], "long after its file, of which the rest is used: 0.avi (line 7) ends at 90 s"),
     ([{"first": 0, "last": 999}, {"label": 1}], "0.avi ends with frame 999, its file with frame 599"),
     ([{"subject": "Ann"}, {"subject": "ann", "label": 1}], "subjects that differ only in how they are written: 'Ann' and 'ann'"),
     ([{"split": "Test"}, {"split": "test", "label": 1}], "splits that differ only in how they are written"),

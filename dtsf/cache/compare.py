@@ -185,7 +185,7 @@ def _about_copies(pieces: Mapping[str, Piece]) -> Iterator[str]:
 
 
 def late_end(clip: Clip, stop: float) -> str:
-    """Return a text about a clip that ends far behind its file, or an empty one. ``stop``: end of the file in seconds."""
+    """Return a text about a clip that ends long after its file, or an empty one. ``stop``: end of the file in seconds."""
     if clip.end is None or clip.end - stop <= max(BEYOND, (clip.end - (clip.start or 0.0)) * SHARE):
         return ""
     return f"{clip.place} ends at {clip.end:g} s, its file at {stop:.1f} s"
@@ -193,7 +193,7 @@ def late_end(clip: Clip, stop: float) -> str:
 
 def about_ends(found: Sequence[str]) -> list[str]:
     """Return one sentence about all texts of :func:`late_end`, none for none."""
-    clips = counted(len(found), "clip ends far behind its file", "clips end far behind their file")
+    clips = counted(len(found), "clip ends long after its file", "clips end long after their file")
     return [f"{clips}, of which the rest is used: {examples(found)}"] if found else []
 
 

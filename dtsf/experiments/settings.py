@@ -49,7 +49,7 @@ class Trainings(Settings):
     allow_leak: bool = False
     """Train although the test has recordings of the training."""
     workers: int | None = Field(default=None, ge=1, json_schema_extra={"default_text": "one per core"})
-    """Trainings side by side, and processes of stage 1. On a GPU, one training after another."""
+    """Trainings side by side (reproduce: also processes of stage 1). On a GPU, one training after another."""
 
     def changes(self) -> tuple[str, ...]:
         """Return all changed keys of the recipe: ``section.key=value``."""

@@ -78,7 +78,7 @@ class PreprocessSettings(Settings):
     views: str = "all"
     """Views to use: all, or view numbers or names separated by commas."""
     limit: int | None = Field(default=None, ge=1)
-    """Use only the first groups with this number of clips. Groups stay whole."""
+    """Use the first groups until there are this many clips. The last group stays whole."""
     videos: Path | None = None
     """Folder of the paths in a manifest. Default: the folder of the manifest."""
 

@@ -177,7 +177,7 @@ def check_split(
     if len({clip.label for clip in split.train}) < 2:
         raise ConfigError(
             f"all training clips ({len(split.train)}) are of one class ({class_names[split.train[0].label]}), so every answer "
-            "would be right: add clips of another class, or choose another --protocol"
+            "would be right: add clips of another class, or choose another --protocol (crossval: --folds)"
         )
     leak, notes = compare_sides(data, split.train, data, split.test, class_names, protocol)
     if protocol.name == "all":
