@@ -108,19 +108,15 @@ def crossval(
 
     with locked(out, "crossval"):
         before = read_result(out)
-        version = versions()["dtsf"]
-        if before is not None and (before.key, before.settings, before.versions["dtsf"]) != (
-            key,
-            settings_key,
-            version,
-        ):
+        mine = key, settings_key, versions()["dtsf"]
+        if before is not None and (before.key, before.settings, before.versions.get("dtsf")) != mine:
             what = f"{before.dataset}, {before.by}, recipe {' '.join([before.recipe, *before.overrides])}"
             if before.key != key:
                 raise ConfigError(
                     f"--out {out} has the result of other clips, labels or folds ({what}): choose another"
                 )
             if before.settings == settings_key:
-                what += f", dtsf {before.versions['dtsf']}"
+                what += f", dtsf {before.versions.get('dtsf')}"
             paired = f", and --compare {out}" if before.seeds else ""
             raise ConfigError(f"--out {out} has the result of other settings ({what}): choose another{paired}")
         return publish_all([*jobs.values()], publish, on_epoch)

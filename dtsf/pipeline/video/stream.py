@@ -113,9 +113,8 @@ def shown_frames(
                         index = corrected.args[0]
                     finally:
                         damaged |= at_moments(source.take_damaged(before, first), moments)
-                if (
-                    frame is None
-                ):  # nothing of the file decodes: the last frame of the file before it stays, as time goes on
+                if frame is None:
+                    # Nothing of these moments decodes: the last frame before them stays, so that time goes on.
                     damaged |= set(moments.tolist())
                     frame = shown
                 for moment in moments[at:].tolist() if frame is not None else ():
