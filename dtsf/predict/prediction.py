@@ -120,6 +120,7 @@ def predict_onnx(
     notes = [*chosen.notes(metadata.info.view_names, paths), *embedded.notes]
     if metadata.views < (n_views := len(metadata.info.view_names)):
         notes.append(
-            f"{file} has {metadata.views} of {n_views} views: no branch of all views takes part, so --run may answer otherwise"
+            f"{file} has {metadata.views} of {n_views} views: without a branch of all views, and with the "
+            "occlusion limits of the first views, it may answer otherwise than --run"
         )
     return make_prediction(metadata.info, outputs, chosen, notes, paths=paths)

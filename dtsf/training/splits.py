@@ -184,7 +184,8 @@ def check_split(
         leak = ""  # the task of this protocol says it
     if leak and not allow_leak:
         raise ConfigError(
-            f"{leak}. The result would say nothing about new recordings: correct the table or the --protocol, or give --allow-leak"
+            f"{leak}. The result would say nothing about new recordings: "
+            "correct the table, --protocol or --folds, or give --allow-leak"
         )
     pieces = [data.pieces[clip.id] for clip in split.train]
     held_out, _ = find_copies([data.pieces[clip.id] for clip in split.held_out], pieces)
