@@ -69,7 +69,7 @@ def shown_frames(
     ``damaged``: gets the moments of damaged frames, each before the frames behind it are yielded.
     """
     damaged = set() if damaged is None else damaged
-    shown = None
+    shown, follows = None, -1
 
     def at_moments(seconds: list[float], moments: np.ndarray) -> set[int]:
         return {int(np.clip((start + one) * rate, moments[0], moments[-1])) for one in seconds}
@@ -115,11 +115,11 @@ def shown_frames(
                         damaged |= at_moments(source.take_damaged(before, first), moments)
                 if frame is None:
                     # Nothing of these moments decodes: the last frame before them stays, so that time goes on.
-                    damaged |= set(moments.tolist())
-                    frame = shown
+                    damaged |= set(moments[at:].tolist())
+                    frame = shown if moments[0] == follows else None
                 for moment in moments[at:].tolist() if frame is not None else ():
                     yield moment, frame
-                shown = frame
+                shown, follows = frame, int(moments[-1]) + 1
 
 
 def live_frames(
