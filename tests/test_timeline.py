@@ -243,6 +243,16 @@ def test_camera__a_chapter_that_does_not_decode_does_not_move_the_ones_behind_it
     assert damaged == set(range(30, 60))
 
 
+@pytest.mark.parametrize("asked", [[], [(0, 5)]])
+def test_shown_frames__a_part_that_does_not_decode_is_the_same_whatever_was_asked_before(films, tmp_path, asked):
+    broken = _damage(films[0], tmp_path / "broken.mp4", slice(None))
+    parts = [{"path": str(films[0]), "start": 0.0, "stop": 11.6}, {"path": str(broken), "start": 11.6, "stop": 23.2}]
+    damaged = set()
+    moments = [moment for moment, _ in stream.shown_frames(parts, 10.0, [*asked, (130, 140)], damaged)]
+    assert moments == [k for first, last in asked for k in range(first, last + 1)]
+    assert damaged == set(range(130, 141))
+
+
 def test_camera__has_any_number_of_chapters(films):
     chapters = tuple((str(films[0]), 11.6 * k, 11.6 * k + 11.6) for k in range(3000))
     assert _read(Source("a", 0, chapters), 0, 20) == ([*range(21)], [*range(21)])

@@ -62,8 +62,8 @@ def train_command(cache: CACHE = Path("cache"), *, settings: TrainSettings) -> N
         train = recipe.train
         stop = f", stop after {train.patience} without improvement on the held-out groups" if train.patience else ""
         batch = f", {train.batch_size} groups at once, {train.accumulate} times a step" if train.accumulate > 1 else ""
-        cores = f"{counted(train.epochs, 'epoch')}{stop}{batch}, {counted(train.threads, 'CPU thread')}"
-        say(f"{cores}, run folder {run}")
+        work = f"{counted(train.epochs, 'epoch')}{stop}{batch}, {counted(train.threads, 'CPU thread')}"
+        say(f"{work}, run folder {run}")
 
     with progress("train", "epochs") as update:
 

@@ -36,6 +36,8 @@ Update = Callable[..., None]
 
 CLASSES_SHOWN = 15
 """Number of classes in a table on a terminal. ``metrics.json`` and the report have all."""
+LONG_WORD = 16
+"""Characters of a word. In a table, longer words break first."""
 AS_JSON: ContextVar[bool] = ContextVar("dtsf_json", default=False)
 """True if the command has the option ``--json``."""
 _VERBOSITY: ContextVar[str] = ContextVar("dtsf_verbosity", default="normal")
@@ -128,7 +130,9 @@ def _column_widths(columns: list[list[str]], terminal: int) -> list[int]:
     from rich.cells import cell_len
 
     width = [max(map(cell_len, cells)) for cells in columns]
-    word = [max((min(cell_len(word), 16) for cell in cells for word in cell.split()), default=1) for cells in columns]
+    word = [
+        max((min(cell_len(word), LONG_WORD) for cell in cells for word in cell.split()), default=1) for cells in columns
+    ]
     for _ in range(sum(width) - (terminal - 3 * len(columns) + 1)):  # without borders
         widest = max(range(len(width)), key=lambda k: (width[k] > word[k], width[k]))
         width[widest] = max(1, width[widest] - 1)

@@ -94,7 +94,7 @@ class Run:
         torch.set_num_threads(train.usable_threads)
         data = open_dataset(Path(cache), dataset or state.info.name)
         own, found = state.info.class_names, data.info.class_names
-        if own != found and not (train.exclude_classes and set(own) <= set(found)):
+        if not train.reads(own, found):
             raise CheckpointError(
                 f"{self.folder} was trained on {len(own)} classes ({', '.join(own[:3])} ...), {data.info.name} has "
                 f"{len(found)} ({', '.join(found[:3])} ...): evaluate on a dataset with the same classes"

@@ -58,7 +58,8 @@ def evaluate_recordings(
     events, more = read_all_events(with_marks, (), settings.tier, settings.fps) if with_marks else ([], [])
     chosen, left_out = _unseen(given, events, run.state.info.subjects, notes, allow_leak=allow_leak)
     notes += more
-    events = [event for event in events if event.recording in {one.name for one in chosen}]
+    names = {one.name for one in chosen}
+    events = [event for event in events if event.recording in names]
     marked = {event.recording for event in events}
     left_out[NO_MARKS] = sum(one.name not in marked for one in chosen)
     chosen = [one for one in chosen if one.name in marked]

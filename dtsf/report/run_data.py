@@ -129,7 +129,7 @@ def open_run_cache(run: RunData, cache: Path) -> tuple[CachedDataset | None, str
 def known_clips(state: RunState, data: CachedDataset) -> tuple[Clip, ...]:
     """Return the clips of the run's classes, with its labels. Raises CacheError: the dataset has other classes."""
     own, found = state.info.class_names, data.info.class_names
-    if own != found and not (state.recipe.train.exclude_classes and set(own) <= set(found)):
+    if not state.recipe.train.reads(own, found):
         raise CacheError(f"{data.store} has other classes than this run")
     return split_by_known_classes(data.clips, found, own)[0]
 

@@ -81,6 +81,10 @@ class TrainConfig(Frozen):
         """``threads``, bounded by the number of cores: a run may come from a larger machine."""
         return min(self.threads, os.cpu_count() or 1)
 
+    def reads(self, own: Sequence[str], found: Sequence[str]) -> bool:
+        """Return True if a run with the classes ``own`` reads a dataset with ``found``: the same, or more if some are excluded."""
+        return tuple(own) == tuple(found) or bool(self.exclude_classes and set(own) <= set(found))
+
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         if self.held_out and self.held_out_subjects:
